@@ -1,0 +1,104 @@
+"""What every spec shares: frozen, closed to unknown keys, numbers taken strictly.
+
+A field's docstring is its description (`alignflow explain`). Units are part of the value:
+durations are written `90s`, `10m`, `2h`, shares `2%`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
+# A stage fanned out by `sweep` is named `bon[n=4]`; only the loader writes such names.
+STAGE_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*(\[[^\[\]]+\])?$"
+
+_ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class Spec(BaseModel):
+    """A piece of the language."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_by_alias=True,
+        validate_by_name=False,
+        serialize_by_alias=True,
+        protected_namespaces=(),
+    )
+
+
+class Entry(Spec):
+    """A named entry of a study: something that other entries may refer to."""
+
+    produces: ClassVar[str]
+    """The artifact type that a reference to this entry gives."""
+    version: ClassVar[int] = 1
+    """Raised by hand when the meaning of this kind changes, so that old artifacts are not reused."""
+
+    @property
+    def kind_name(self) -> str:
+        """The word that names this entry's kind in plans, records and the store."""
+        raise AssertionError("every entry names its kind")
+
+
+class NotIdentity:
+    """Marks a field that judges or presents a result and so bears no identity (never hashed)."""
+
+
+class MayNameEnvironment:
+    """Marks a text field in which `${env:NAME}` stands for an environment variable's value."""
+
+
+def environment_names(text: str) -> list[str]:
+    """The environment variables that `text` names as `${env:NAME}`."""
+    return _ENVIRONMENT.findall(text)
+
+
+def expand_environment(text: str, environment: Any) -> str:
+    """`text` with each `${env:NAME}` replaced. Done where the value is used and nowhere before, so
+    that a secret never reaches a fingerprint, a log, Prefect or MLflow."""
+    return _ENVIRONMENT.sub(lambda found: environment[found.group(1)], text)
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(duration: str) -> int:
+    """A duration such as `90s`, `10m`, `2h` or `1d` in seconds."""
+    return int(duration[:-1]) * _UNITS[duration[-1]]
+
+
+def fraction(percent: str) -> float:
+    """A share such as `2%` as a fraction."""
+    return float(percent[:-1]) / 100
+
+
+def _is_share(percent: str) -> str:
+    if fraction(percent) > 1:
+        raise ValueError("a share is between 0% and 100%")
+    return percent
+
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+StageName = Annotated[str, Field(pattern=STAGE_PATTERN)]
+Duration = Annotated[str, Field(pattern=r"^[1-9][0-9]*[smhd]$", examples=["90s", "10m", "2h"])]
+Percent = Annotated[
+    str,
+    Field(pattern=r"^[0-9]+(\.[0-9]+)?%$", examples=["2%", "0.5%"]),
+    AfterValidator(_is_share),
+]
+Integer = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+WholeNumber = Annotated[int, Field(strict=True, ge=0)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+Number = Annotated[float, Field(strict=True)]
+Positive = Annotated[float, Field(strict=True, gt=0)]
+NonNegative = Annotated[float, Field(strict=True, ge=0)]
+Probability = Annotated[float, Field(strict=True, gt=0, le=1)]
+Flag = Annotated[bool, Field(strict=True)]
+EnvironmentText = Annotated[str, Field(min_length=1), MayNameEnvironment()]

@@ -1,0 +1,68 @@
+"""How and where a study runs. None of it bears identity: no fingerprint ever sees these models."""
+
+from __future__ import annotations
+
+import zoneinfo
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from specs.base import Count, Duration, EnvironmentText, Flag, Spec, WholeNumber
+
+
+class Execution(Spec):
+    """Resources, patience and batch sizes."""
+
+    gpus: WholeNumber = 0
+    """GPUs a stage takes. Each stage waits for that many slots of the concurrency limit `gpu-<host>`."""
+    threads: Count | None = None
+    """Processor threads of a stage; all cores if absent."""
+    rows: Count = 64
+    """Sequences that the sampler and the scorers keep in one batch. It changes speed and memory, not who gets which draw."""
+    micro_batch: Count = 4
+    """Sequences in one training forward pass; gradients accumulate up to the stage's `batch_size`."""
+    retries: WholeNumber = 2
+    """How often a stage is tried again after a passing fault (lost connection, worker killed by the system)."""
+    timeout: Duration | None = None
+    """The most time one stage may take; then its processes are killed."""
+
+
+class Tracking(Spec):
+    """Where MLflow keeps the runs."""
+
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    """The MLflow experiment; the study's name if absent."""
+    uri: EnvironmentText | None = None
+    """The tracking server or database. If absent: `MLFLOW_TRACKING_URI`, else SQLite in the home folder."""
+
+
+class Schedule(Spec):
+    """When a deployment of the study runs. `alignflow run` runs at once and leaves it alone."""
+
+    cron: str
+    """Five fields: minute, hour, day of month, month, day of week."""
+    timezone: str = "UTC"
+    """A name of the time zone database."""
+    active: Flag = False
+    """Whether the schedule starts switched on."""
+
+    @field_validator("cron")
+    @classmethod
+    def _is_cron(cls, text: str) -> str:
+        from cronsim import CronSim, CronSimError  # only a study with a schedule pays for it
+        from datetime import datetime, timezone
+
+        try:
+            CronSim(text, datetime.now(timezone.utc))
+        except CronSimError as error:
+            raise ValueError(f"not a cron expression: {error}") from None
+        return text
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_timezone(cls, name: str) -> str:
+        try:
+            zoneinfo.ZoneInfo(name)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"`{name}` is not in the time zone database") from None
+        return name

@@ -1,0 +1,259 @@
+"""A file to a `Study`, or everything that is wrong with it at once.
+
+Each entry is validated by itself, so that a mistake in one hides none in another; references are
+then checked among the entries that stand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, get_args
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from specs.assemble import assemble
+from specs.base import Entry, MayNameEnvironment, Spec, environment_names
+from specs.problems import Path, Problem, SpecError, did_you_mean
+from specs.study import SECTIONS, AnyStage, Graph, Study, graph_problems
+from specs.yaml_tree import Positions
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A study and the places its values were written at, for messages that come later."""
+
+    study: Study
+    positions: Positions
+    path: FilePath
+
+    def problem(self, path: Path, message: str) -> Problem:
+        return Problem(self.positions.nearest(path), path, message)
+
+
+def load(
+    path: FilePath,
+    overrides: list[str] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Loaded:
+    """The study in the file at `path` with `--set` overrides applied. Raises `SpecError` with every problem."""
+    tree, positions = assemble(path, overrides or [])
+    problems: list[Problem] = []
+
+    def add(path: Path, message: str, part: str = "value") -> None:
+        problems.append(Problem(positions.nearest(path, part), path, message))
+
+    fields: dict[str, Any] = {}
+    entries: list[tuple[str, str, Entry]] = []
+    broken: set[str] = set()
+    for key, value in tree.items():
+        if key not in Study.model_fields:
+            add((key,), f"unknown key{did_you_mean(key, [*Study.model_fields, 'extends'])}", "key")
+        elif key in SECTIONS and isinstance(value, dict):
+            for name, entry in value.items():
+                _validate_entry(key, name, entry, environment, entries, broken, add)
+        else:
+            fields[key] = _validate(Study.model_fields[key], value, (key,), environment, add)
+    for key, field in Study.model_fields.items():
+        if field.is_required() and (key not in tree or tree[key] in ({}, None)):
+            add((key,), f"is missing; add `{key}:`")
+    _check_unique(entries, add)
+    for where, message in graph_problems(Graph(entries), broken):
+        add(where, message, "key" if message.startswith("a cycle") else "value")
+    if problems:
+        raise SpecError(problems)
+    for section in SECTIONS:
+        fields[section] = {name: entry for s, name, entry in entries if s == section}
+    return Loaded(Study.model_construct(**fields), positions, path)
+
+
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {}
+
+
+def _adapter(section: str) -> TypeAdapter[Any]:
+    if section not in _ADAPTERS:
+        annotation = AnyStage if section == "stages" else get_args(Study.model_fields[section].annotation)[1]
+        _ADAPTERS[section] = TypeAdapter(annotation)
+    return _ADAPTERS[section]
+
+
+def _validate_entry(
+    section: str, name: str, value: Any, environment: Mapping[str, str], entries: Any, broken: set[str], add: Any
+) -> None:
+    path: Path = (section, name)
+    if not _is_name(name, section):
+        add(path, "a name is a letter followed by letters, digits, `-` and `_`", "key")
+        return
+    try:
+        entry = _adapter(section).validate_python(value)
+    except ValidationError as error:
+        broken.add(name.split("[")[0])
+        for problem in error.errors(include_url=False):
+            add(*_place(path, value, problem))
+        return
+    entries.append((section, name, entry))
+    for where, message in _environment_problems(entry, environment):
+        add((*path, *where), message)
+
+
+def _is_name(name: str, section: str) -> bool:
+    import re
+
+    from specs.base import NAME_PATTERN, STAGE_PATTERN
+
+    return re.match(STAGE_PATTERN if section == "stages" else NAME_PATTERN, name) is not None
+
+
+def _validate(field: Any, value: Any, path: Path, environment: Mapping[str, str], add: Any) -> Any:
+    annotation = field.annotation if not field.metadata else field.annotation
+    try:
+        result = TypeAdapter(_annotated(annotation, field.metadata)).validate_python(value)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            add(*_place(path, value, problem))
+        return None
+    if isinstance(result, Spec):
+        for where, message in _environment_problems(result, environment):
+            add((*path, *where), message)
+    return result
+
+
+def _annotated(annotation: Any, metadata: list[Any]) -> Any:
+    from typing import Annotated
+
+    return Annotated[(annotation, *metadata)] if metadata else annotation
+
+
+def _place(path: Path, value: Any, error: ErrorDetails) -> tuple[Path, str, str]:
+    """The path, message and part ("key" or "value") of one Pydantic error. Pydantic's location holds the
+    tags of discriminated unions, which are no part of the file: they are stepped over."""
+    here, node = list(path), value
+    *inner, last = error["loc"] or ("",)
+    for step in (*inner, last) if error["loc"] else ():
+        if isinstance(node, dict) and step in node:
+            here.append(step)
+            node = node[step]
+        elif isinstance(node, list) and isinstance(step, int) and step < len(node):
+            here.append(step)
+            node = node[step]
+        elif step is last and error["type"] == "missing":
+            here.append(step)
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        known = _keys_beside(error["loc"], path, value)
+        return tuple(here), f"unknown key{did_you_mean(str(here[-1]), known)}", "key"
+    if kind == "missing":
+        return tuple(here), f"is missing; add `{last}:`", "value"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _tag_problem(tuple(here), node, error)
+    return tuple(here), _say(error), "key" if last == "[key]" else "value"
+
+
+def _keys_beside(loc: tuple[int | str, ...], path: Path, value: Any) -> list[str]:
+    """The keys that would have been allowed where an unknown one stands."""
+    annotation: Any = AnyStage if path[0] == "stages" else Study.model_fields[str(path[0])].annotation
+    if path[0] in SECTIONS and path[0] != "stages":
+        annotation = get_args(annotation)[1]
+    models = _models(annotation)
+    for step in loc[:-1]:
+        tagged = [m for m in models if step in _tags(m)]
+        if tagged:
+            models = tagged
+        else:
+            inner = [m.model_fields[f] for m in models for f in m.model_fields if f == step]
+            models = [i for field in inner for i in _models(field.annotation)] or models
+    keys = [field.alias or name for m in models for name, field in m.model_fields.items()]
+    return [*keys, "sweep"] if path[0] == "stages" and len(loc) <= 3 else keys
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for argument in get_args(annotation) for m in _models(argument)]
+
+
+def _tags(model: type[BaseModel]) -> list[Any]:
+    return [
+        tag
+        for key in ("do", "method", "kind")
+        if key in model.model_fields
+        for tag in get_args(model.model_fields[key].annotation)
+    ]
+
+
+def _tag_problem(path: Path, node: Any, error: ErrorDetails) -> tuple[Path, str, str]:
+    key = error["ctx"]["discriminator"].strip("'")
+    expected = error["ctx"].get("expected_tags", "").replace("'", "")
+    tags = [t.strip() for t in expected.split(",")] if expected else []
+    if not isinstance(node, dict):
+        return path, f"a mapping with `{key}:`", "value"
+    if key not in node:
+        return path, f"`{key}` is missing; add `{key}:` with one of {_choices(key)}", "value"
+    word = str(node[key])
+    hint = did_you_mean(word, tags) or f"; there are {', '.join(tags)}"
+    return (*path, key), f"`{word}` is not a {key}{hint}", "value"
+
+
+def _choices(key: str) -> str:
+    models = _models(AnyStage) + _models(get_args(Study.model_fields["rewards"].annotation)[1])
+    tags = [t for m in models if key in m.model_fields for t in get_args(m.model_fields[key].annotation)]
+    return ", ".join(dict.fromkeys(map(str, tags)))
+
+
+_SAYINGS = {
+    "int_type": "takes a whole number",
+    "float_type": "takes a number",
+    "bool_type": "takes true or false",
+    "string_type": "takes text",
+    "dict_type": "takes a mapping",
+    "model_type": "takes a mapping",
+    "tuple_type": "takes a list",
+    "finite_number": "takes a finite number",
+}
+
+
+def _say(error: ErrorDetails) -> str:
+    shown = error["input"]
+    got = f", not `{shown}`" if isinstance(shown, (str, int, float, bool)) else ""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in _SAYINGS:
+        return _SAYINGS[kind] + got
+    if kind == "literal_error":
+        words = [w.strip(" '") for w in context["expected"].replace(" or ", ", ").split(",")]
+        hint = did_you_mean(str(shown), words) or f"; there are {', '.join(words)}"
+        return f"`{shown}` is not one of the choices{hint}"
+    if kind == "string_pattern_mismatch":
+        return f"`{shown}` does not have the form {context['pattern']}"
+    if kind == "value_error":
+        return str(context["error"])
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return message.replace("input should be", "must be") + got
+
+
+def _environment_problems(entry: Spec, environment: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
+    for name, field in type(entry).model_fields.items():
+        value = getattr(entry, name)
+        key = field.alias or name
+        if isinstance(value, Spec):
+            for where, message in _environment_problems(value, environment):
+                yield (key, *where), message
+        elif isinstance(value, str) and "${" in value:
+            if not any(isinstance(m, MayNameEnvironment) for m in field.metadata):
+                yield (key,), "`${env:}` stands only in paths and in `tracking.uri`"
+                continue
+            for variable in environment_names(value):
+                if variable not in environment:
+                    yield (key,), f"the environment variable `{variable}` is not set"
+            if value.count("${") != len(environment_names(value)):
+                yield (key,), "write it as `${env:NAME}`"
+
+
+def _check_unique(entries: list[tuple[str, str, Entry]], add: Any) -> None:
+    first: dict[str, str] = {}
+    for section, name, _ in entries:
+        if name in first:
+            add((section, name), f"`{name}` is also in `{first[name]}`; names are shared by all sections", "key")
+        first.setdefault(name, section)

@@ -1,0 +1,82 @@
+"""What is wrong with a spec, said to the person who wrote it.
+
+A `Problem` is one line: where in the file, which path, what is wrong and what to do. A `SpecError`
+carries all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a source: a file's line and column (from 1), or an option on the command line."""
+
+    source: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, where, and the remedy."""
+
+    mark: Mark
+    path: Path
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.mark}  {show_path(self.path)}".rstrip()
+        return f"{place}  {self.message}"
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "file": self.mark.source,
+            "line": self.mark.line,
+            "column": self.mark.column,
+            "path": show_path(self.path),
+            "message": self.message,
+        }
+
+
+class SpecError(ValueError):
+    """A study that cannot be run as written; holds every problem found."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        # The members of a sweep share what was written once, and so its mistakes.
+        distinct = {(p.mark, p.message): p for p in reversed(problems)}
+        self.problems = sorted(
+            distinct.values(),
+            key=lambda p: (p.mark.source, p.mark.line or 0, p.mark.column or 0, show_path(p.path)),
+        )
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def show_path(path: Path) -> str:
+    """`("stages", "rm", "policies", 0)` as `stages.rm.policies[0]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean `x`?` for the nearest of `known`, else an empty text."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+class UserError(Exception):
+    """A fault in what the person gave, found while running. Its text is one line for them: what, where, remedy."""
+
+
+class UnfitError(Exception):
+    """The environment cannot run this: a server out of reach, a full disk, a missing GPU. One line for the person."""

@@ -1,0 +1,106 @@
+"""Typed references: a slot says which artifact types it accepts and what it will use them for.
+
+A name refers to a model, data set, reward or stage of the same study. `prompts.train` names one
+part of a data set; `bon` names every member of the sweep `bon[n=2]`, `bon[n=4]`.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+from specs.base import Entry, Spec
+from specs.problems import Path
+
+Use = Literal["training", "guidance", "evaluation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepts:
+    """The artifact types a slot takes, and whether they shape a policy or only judge it."""
+
+    types: tuple[str, ...]
+    use: Use = "training"
+
+
+ReferenceText = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.=,\[\]+-]*$")]
+
+LanguageModel = Annotated[ReferenceText, Accepts(("language model",))]
+"""Something with weights: an external model or what a training stage made."""
+Policy = Annotated[ReferenceText, Accepts(("language model", "decoding rule"), "evaluation")]
+"""Something that answers prompts: a language model, or a decoding rule over one."""
+PreferencePairs = Annotated[ReferenceText, Accepts(("preference pairs",))]
+Prompts = Annotated[ReferenceText, Accepts(("prompts",))]
+Responses = Annotated[ReferenceText, Accepts(("responses",))]
+TrainingReward = Annotated[ReferenceText, Accepts(("reward",), "training")]
+GuidanceReward = Annotated[ReferenceText, Accepts(("reward",), "guidance")]
+EvaluationReward = Annotated[ReferenceText, Accepts(("reward",), "evaluation")]
+AnyReward = Annotated[ReferenceText, Accepts(("reward",), "evaluation")]
+"""A reward inside another: what it may be used for follows from where the outer one is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A field that holds references."""
+
+    attribute: str
+    key: str
+    accepts: Accepts
+    many: bool
+
+
+@cache
+def slots(spec: type[Spec]) -> tuple[Slot, ...]:
+    """The reference slots of a spec class, in the order of its fields."""
+    found = []
+    for attribute, field in spec.model_fields.items():
+        accepts = next(_accepts(field), None)
+        if accepts:
+            many = any(typing.get_origin(t) in (tuple, dict) for t in _alternatives(field.annotation))
+            found.append(Slot(attribute, field.alias or attribute, accepts, many))
+    return tuple(found)
+
+
+def _accepts(field: FieldInfo | Any) -> Iterator[Accepts]:
+    metadata = getattr(field, "metadata", None) or getattr(field, "__metadata__", ())
+    yield from (m for m in metadata if isinstance(m, Accepts))
+    annotation = field.annotation if isinstance(field, FieldInfo) else field
+    for argument in typing.get_args(annotation):
+        yield from _accepts(argument)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return (annotation, *typing.get_args(annotation))
+
+
+def references(entry: Spec) -> Iterator[tuple[Slot, Path, str]]:
+    """Every reference that `entry` makes: its slot, its path inside the entry, and the name."""
+    for slot in slots(type(entry)):
+        value = getattr(entry, slot.attribute)
+        if isinstance(value, dict):
+            yield from ((slot, (slot.key, name), name) for name in value)
+        elif isinstance(value, tuple):
+            yield from ((slot, (slot.key, i), name) for i, name in enumerate(value))
+        elif value is not None:
+            yield slot, (slot.key,), value
+
+
+def renamed(entry: Entry, names: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `entry` as plain values with every referenced name replaced by `names[name]`,
+    which may be one value or a list of them (in which case the list is spliced in)."""
+    fields = entry.model_dump(mode="json")
+    for slot in slots(type(entry)):
+        value = fields[slot.key]
+        if isinstance(value, dict):
+            fields[slot.key] = {new: v for name, v in value.items() for new in names[name]}
+        elif isinstance(value, list):
+            fields[slot.key] = [new for name in value for new in names[name]]
+        elif value is not None:
+            fields[slot.key] = names[value][0]
+    return fields

@@ -1,0 +1,76 @@
+"""Rewards that need no training. Trained ones are stages (`reward_model`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from specs.base import Entry, NotIdentity, Number
+from specs.models import Precision
+from specs.references import AnyReward
+from specs.sources import Revision, Source
+
+
+class _Reward(Entry):
+    produces: ClassVar[str] = "reward"
+
+    kind: str
+    use: Annotated[Literal["any", "evaluation"], NotIdentity()] = "any"
+    """`evaluation` keeps this reward out of training and guidance: naming it there is an error."""
+
+    @property
+    def kind_name(self) -> str:
+        return self.kind
+
+
+class Lexicon(_Reward):
+    """Sentiment of the response by the VADER lexicon (Hutto and Gilbert, 2014): the compound score in [-1, 1]."""
+
+    kind: Literal["lexicon"]
+
+
+class Length(_Reward):
+    """The number of words in the response (divided by white space)."""
+
+    kind: Literal["length"]
+    per_word: Number = 1.0
+    """The reward of one word; a negative number rewards brevity."""
+
+
+class Classifier(_Reward):
+    """A sequence classifier's score of the dialogue, re-tokenised with the classifier's own tokenizer and template."""
+
+    kind: Literal["classifier"]
+    source: Source
+    """A folder of safetensors, or a hub id (with `revision`)."""
+    revision: Revision | None = None
+    """The commit hash of a hub model."""
+    label: Annotated[str, Field(min_length=1)] | None = None
+    """The class whose log-probability is the reward, by its name in the model's configuration. A
+    model with a single output gives that output as it is."""
+    precision: Precision = "auto"
+    """The type of the weights in memory; the score itself is always computed in fp32."""
+    max_length: Annotated[int, Field(strict=True, ge=8)] = 1024
+    """The most tokens of one dialogue; longer ones lose their beginning."""
+
+
+class PythonReward(_Reward):
+    """A function of your own: `score(prompts, responses)` returns one finite number a response."""
+
+    kind: Literal["python"]
+    target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """`module:function`; the module lies in the spec's folder or is installed."""
+
+
+class Weighted(_Reward):
+    """A weighted sum of other rewards."""
+
+    kind: Literal["weighted"]
+    of: Annotated[dict[AnyReward, Number], Field(min_length=1)]
+    """Each reward's weight."""
+
+
+Reward = Annotated[
+    Lexicon | Length | Classifier | PythonReward | Weighted, Field(discriminator="kind")
+]

@@ -1,0 +1,28 @@
+"""Where something external comes from: a catalogue name, a local path, or a hub id with a revision.
+
+The form of the text decides, never what happens to exist: with `revision` it is a hub id, one bare
+word is a name of the catalogue, anything else is a path.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from specs.base import EnvironmentText
+
+Origin = Literal["catalogue", "path", "hub"]
+
+Source = EnvironmentText
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def origin(source: str, revision: str | None) -> Origin:
+    """Which of the three `source` is."""
+    if revision is not None:
+        return "hub"
+    return "catalogue" if _WORD.fullmatch(source) else "path"

@@ -1,0 +1,22 @@
+"""What every stage shares."""
+
+from __future__ import annotations
+
+from specs.base import Entry, Seed
+
+
+class Stage(Entry):
+    """A step of the study; `do` names its kind."""
+
+    do: str
+
+    @property
+    def kind_name(self) -> str:
+        return self.do
+
+
+class Seeded(Stage):
+    """A stage that draws random numbers."""
+
+    seed: Seed | None = None
+    """The seed of its random numbers; the study's if absent, so that compared policies share theirs."""
