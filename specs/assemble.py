@@ -98,7 +98,7 @@ def _set(tree: dict[str, Any], positions: Positions, override: str) -> None:
     path: Path = tuple(key.split("."))
     if not equals or not all(path):
         raise SpecError([Problem(mark, (), "write it as `--set stages.rm.epochs=2`")])
-    value, inner = parse_yaml(text, mark.source) if text.strip() else (None, Positions())
+    (value,), _ = parse_yaml(f"- {text}", mark.source)  # an item of a list, so that it may be `null`
     node: Tree = tree
     for i, part in enumerate(path[:-1]):
         if node.get(part) is None:
@@ -109,8 +109,6 @@ def _set(tree: dict[str, Any], positions: Positions, override: str) -> None:
             raise SpecError([Problem(mark, path[: i + 1], "is not a mapping, so nothing inside it can be set")])
     node[path[-1]] = value
     positions[path, "key"] = positions[path, "value"] = mark
-    for below, part in inner:
-        positions[(*path, *below), part] = mark
 
 
 Places = list[tuple[Path, str, Mark]]

@@ -7,16 +7,24 @@ then checked among the entries that stand.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from specs.assemble import assemble
-from specs.base import Entry, MayNameEnvironment, Spec, environment_names
+from specs.base import (
+    NAME_PATTERN,
+    STAGE_PATTERN,
+    Entry,
+    MayNameEnvironment,
+    Spec,
+    environment_names,
+)
 from specs.problems import Path, Problem, SpecError, did_you_mean
 from specs.study import SECTIONS, AnyStage, Graph, Study, graph_problems
 from specs.yaml_tree import Positions
@@ -100,17 +108,13 @@ def _validate_entry(
 
 
 def _is_name(name: str, section: str) -> bool:
-    import re
-
-    from specs.base import NAME_PATTERN, STAGE_PATTERN
-
     return re.match(STAGE_PATTERN if section == "stages" else NAME_PATTERN, name) is not None
 
 
 def _validate(field: Any, value: Any, path: Path, environment: Mapping[str, str], add: Any) -> Any:
-    annotation = field.annotation if not field.metadata else field.annotation
+    annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     try:
-        result = TypeAdapter(_annotated(annotation, field.metadata)).validate_python(value)
+        result = TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             add(*_place(path, value, problem))
@@ -119,12 +123,6 @@ def _validate(field: Any, value: Any, path: Path, environment: Mapping[str, str]
         for where, message in _environment_problems(result, environment):
             add((*path, *where), message)
     return result
-
-
-def _annotated(annotation: Any, metadata: list[Any]) -> Any:
-    from typing import Annotated
-
-    return Annotated[(annotation, *metadata)] if metadata else annotation
 
 
 def _place(path: Path, value: Any, error: ErrorDetails) -> tuple[Path, str, str]:
@@ -149,6 +147,8 @@ def _place(path: Path, value: Any, error: ErrorDetails) -> tuple[Path, str, str]
         return tuple(here), f"is missing; add `{last}:`", "value"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _tag_problem(tuple(here), node, error)
+    if kind == "model_attributes_type" and here[0] in ("stages", "rewards"):
+        return tuple(here), f"a mapping with `{'do' if here[0] == 'stages' else 'kind'}:`", "value"
     return tuple(here), _say(error), "key" if last == "[key]" else "value"
 
 
@@ -157,22 +157,23 @@ def _keys_beside(loc: tuple[int | str, ...], path: Path, value: Any) -> list[str
     annotation: Any = AnyStage if path[0] == "stages" else Study.model_fields[str(path[0])].annotation
     if path[0] in SECTIONS and path[0] != "stages":
         annotation = get_args(annotation)[1]
-    models = _models(annotation)
+    models = models_of(annotation)
     for step in loc[:-1]:
         tagged = [m for m in models if step in _tags(m)]
         if tagged:
             models = tagged
         else:
             inner = [m.model_fields[f] for m in models for f in m.model_fields if f == step]
-            models = [i for field in inner for i in _models(field.annotation)] or models
+            models = [i for field in inner for i in models_of(field.annotation)] or models
     keys = [field.alias or name for m in models for name, field in m.model_fields.items()]
     return [*keys, "sweep"] if path[0] == "stages" and len(loc) <= 3 else keys
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_of(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a type names, unions and containers opened."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [m for argument in get_args(annotation) for m in _models(argument)]
+    return [m for argument in get_args(annotation) for m in models_of(argument)]
 
 
 def _tags(model: type[BaseModel]) -> list[Any]:
@@ -198,7 +199,7 @@ def _tag_problem(path: Path, node: Any, error: ErrorDetails) -> tuple[Path, str,
 
 
 def _choices(key: str) -> str:
-    models = _models(AnyStage) + _models(get_args(Study.model_fields["rewards"].annotation)[1])
+    models = models_of(AnyStage) + models_of(get_args(Study.model_fields["rewards"].annotation)[1])
     tags = [t for m in models if key in m.model_fields for t in get_args(m.model_fields[key].annotation)]
     return ", ".join(dict.fromkeys(map(str, tags)))
 
@@ -210,6 +211,7 @@ _SAYINGS = {
     "string_type": "takes text",
     "dict_type": "takes a mapping",
     "model_type": "takes a mapping",
+    "model_attributes_type": "takes a mapping",
     "tuple_type": "takes a list",
     "finite_number": "takes a finite number",
 }

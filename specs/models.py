@@ -19,6 +19,8 @@ class Model(Entry):
     """A name of the model catalogue, a folder of safetensors, or a hub id (with `revision`)."""
     revision: Revision | None = None
     """The commit hash of a hub model; a branch name would change its meaning over time."""
+    via: Literal["package", "hub"] = "package"
+    """For a catalogue name, where its weights come from: the package that carries them, or the hub."""
     precision: Precision = "auto"
     """The type of the weights in memory. `auto` is bf16 where the processor has it, else fp32, and
     is resolved before fingerprints are taken."""

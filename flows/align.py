@@ -1,0 +1,201 @@
+"""The align flow: one flow run is one run of a study.
+
+It submits the plan in order and waits; what a stage is and does is the business of `run_step`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture, wait
+from prefect.states import Cancelled, Completed, Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.report import write_report
+from registry.home import make_home
+from specs.base import expand_environment
+from specs.evaluation import Evaluate, meets
+from specs.study import Graph, Study, entries, resolved_expectations
+from tasks import child, gpus
+from tasks.evaluation_table import named
+from tasks.observer import observer
+from tasks.session import Session
+from tasks.step import explain, run_step
+from tasks.tracking import Tracker
+from tasks.view import View
+
+
+@flow(
+    name="align",
+    flow_run_name="{study.name}",
+    task_runner=ThreadPoolTaskRunner(max_workers=8),  # type: ignore[arg-type]
+    validate_parameters=True,
+)
+def align(study: Study, folder: str = ".", offline: bool = False, force: list[str] | None = None) -> Any:
+    """Runs a study. `folder` is where its Python rewards lie; `force` names stages to build anew."""
+    session = open_session(study, Path(folder), offline, frozenset(force or ()))
+    futures: dict[str, PrefectFuture[Any]] = {}
+    step = run_step.with_options(retries=study.execution.retries)
+    for name in (*session.to_fetch(), *session.planned):
+        upstream = [futures[i] for _, i in session.nodes[name].inputs if i in futures]
+        futures[name] = step.submit(name, session, wait_for=upstream)
+    wait(list(futures.values()))
+    return close_session(session, {name: future.state for name, future in futures.items()})
+
+
+def open_session(study: Study, folder: Path, offline: bool, force: frozenset[str]) -> Session:
+    """Plans, opens the MLflow parent run, and makes the GPU limit where one is needed."""
+    home = make_home()
+    gpus.require(study.execution.gpus)
+    if study.execution.gpus:
+        _make_limit(gpus.limit_name(), len(gpus.device_names()))
+    view = View.of(study, home, folder, offline=offline, forced=force)
+    uri, artifacts = tracking_place(study, home)
+    tracker = Tracker(uri, study.tracking.experiment or study.name, artifacts)
+    context = FlowRunContext.get()
+    flow_run = str(context.flow_run.id) if context and context.flow_run else ""
+    tags = {"alignflow.study": study.name, "prefect.flow_run_id": flow_run}
+    spec = study.model_dump(mode="json", exclude_unset=True)
+    tracker.start_parent(study.name, tags, spec)
+    return Session(**vars(view), tracker=tracker, tags=tags, observe=observer.get())
+
+
+def tracking_place(study: Study, home: Path) -> tuple[str, Path | None]:
+    """The MLflow URI and, for the SQLite default, where its artifacts go."""
+    if study.tracking.uri:
+        return expand_environment(study.tracking.uri, os.environ), None
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return os.environ["MLFLOW_TRACKING_URI"], None
+    return f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts"
+
+
+def _make_limit(name: str, slots: int) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=slots))
+        except ObjectAlreadyExists:
+            return
+
+
+def close_session(session: Session, states: dict[str, State | None]) -> Any:
+    """Report, artifacts and the flow's final state."""
+    session.remember()
+    failed = {n: _reason(s) for n, s in states.items() if s is None or not s.is_completed()}
+    missed = [] if failed else missed_expectations(session)
+    report = write_report(session)
+    tracker = session.tracker
+    cached = {n for n, s in states.items() if s is not None and s.name == "Cached"}
+    for name in sorted(cached):
+        stored = session.stored(name)
+        run = stored.record.get("mlflow", {}).get("run") if stored else None
+        tracker.tag(tracker.parent, {f"alignflow.cached.{_tag(name)}": str(run)})
+    if report:
+        tracker.file(tracker.parent, report)
+    status = "KILLED" if child.stopping.is_set() else "FAILED" if failed else "FINISHED"
+    tracker.finish(tracker.parent, status)
+    _artifacts(session, states, failed, missed)
+    outcome = {
+        "study": session.study.name,
+        "stages": {n: "cached" if n in cached else "failed" if n in failed else "done" for n in states},
+        "failed": failed,
+        "missed": missed,
+        "report": str(report) if report else None,
+        "mlflow": {"uri": tracker.uri, "run": tracker.parent, "url": tracker.url(tracker.parent)},
+        "untracked": tracker.lost,
+        "body_seconds": round(session.body_seconds, 3),
+    }
+    session.observe("", "outcome", outcome)
+    if child.stopping.is_set():
+        return Cancelled(message="stopped; finished stages are kept")
+    if failed:
+        return Failed(message="; ".join(f"{n}: {why}" for n, why in failed.items()))
+    if missed:
+        return Completed(name="Missed", message="; ".join(missed), data=outcome)
+    return Completed(message=f"{len(cached)} of {len(states)} stages were stored already", data=outcome)
+
+
+def _reason(state: State | None) -> str:
+    if state is None or state.name == "NotReady":
+        return "an input failed"
+    try:
+        state.result(raise_on_failure=True)
+    except BaseException as error:
+        return explain(error)
+    return state.message or state.name or "failed"
+
+
+def _tag(name: str) -> str:
+    return name.replace("[", "-").replace("=", "-").replace(",", "-").rstrip("]")
+
+
+def missed_expectations(session: Session) -> list[str]:
+    """The bars that an evaluation did not meet, one line each."""
+    graph = Graph(entries(session.study))
+    missed = []
+    for name, entry in session.study.stages.items():
+        if isinstance(entry, Evaluate) and entry.expect and session.stored(name):
+            evaluation = named(session.artifact(name))
+            for policy, bars in resolved_expectations(graph, entry).items():
+                for metric, bar in bars.items():
+                    value = evaluation.metric(policy, metric)
+                    if not meets(bar, value):
+                        missed.append(f"{name}: {policy} {metric} is {value:.4g}, expected {bar}")
+    return missed
+
+
+def _artifacts(
+    session: Session, states: dict[str, State | None], failed: dict[str, str], missed: list[str]
+) -> None:
+    """A table of the stages, a report in Markdown, and the way to MLflow, on the run's page."""
+    rows = []
+    for name in states:
+        stored = session.stored(name)
+        record = stored.record if stored else {}
+        rows.append({
+            "stage": name,
+            "state": "failed" if name in failed else getattr(states[name], "name", "?"),
+            "fingerprint": session.work(name).fingerprint[:16],
+            "seconds": record.get("provenance", {}).get("seconds"),
+            "result": failed.get(name) or ", ".join(f"{k} {v:.4g}" for k, v in record.get("metrics", {}).items()),
+        })  # fmt: skip
+    tables = [
+        f"## {name}\n\n{markdown_table(list(named(session.artifact(name)).rows()))}"
+        for name, entry in session.study.stages.items()
+        if isinstance(entry, Evaluate) and session.stored(name)
+    ]
+    lines = [f"# {session.study.name}", *(f"- **missed**: {m}" for m in missed)]
+    lines += [f"- **failed**: {n}: {why}" for n, why in failed.items()]
+    url = session.tracker.url(session.tracker.parent)
+    create_table_artifact(rows, key="stages", description=f"The stages of {session.study.name}")
+    create_markdown_artifact("\n".join([*lines, "", *tables]), key="report", description="What the study found")
+    create_link_artifact(url, link_text="the run in MLflow", key="mlflow", description=_how_to_see(session))
+
+
+def _how_to_see(session: Session) -> str:
+    if session.tracker.uri.startswith("http"):
+        return "The run in MLflow"
+    return f"Needs `mlflow ui --backend-store-uri {session.tracker.uri}` to be running"
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """An evaluation as a Markdown table: estimates with their intervals."""
+    head = "| policy | judged by | reward | win rate | tokens |\n| --- | --- | --- | --- | --- |"
+    body = [
+        f"| {r['policy']} | {r['judged_by']} | {spread(r, 'reward')} | {spread(r, 'win_rate')} | {r['length']:.1f} |"
+        for r in rows
+    ]
+    return "\n".join([head, *body])
+
+
+def spread(row: dict[str, Any], name: str) -> str:
+    """`0.412 [0.350, 0.471]`."""
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"

@@ -1,0 +1,74 @@
+"""Figures of the report, as inline SVG drawn by matplotlib. Imported only when a report is drawn."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib.figure import Figure  # noqa: E402  (the backend is chosen first)
+from markupsafe import Markup  # noqa: E402
+
+matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "alignflow", "font.size": 9})
+
+COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
+
+
+def intervals(rows: list[dict[str, Any]], reference: str) -> Markup:
+    """Mean reward of each policy with its interval, a panel for each reward, and the win rate against the reference."""
+    rewards = list(dict.fromkeys(r["judged_by"] for r in rows))
+    policies = list(dict.fromkeys(r["policy"] for r in rows))
+    figure = Figure(figsize=(4.2 * (len(rewards) + 1), 1.2 + 0.42 * len(policies)), layout="constrained")
+    axes = figure.subplots(1, len(rewards) + 1, squeeze=False)[0]
+    for axis, reward, colour in zip(axes, rewards, COLOURS * len(rewards), strict=False):
+        _dots(axis, [r for r in rows if r["judged_by"] == reward], policies, "reward", colour, 0.0)
+        axis.set_title(f"mean reward by {reward}", loc="left")
+    last = axes[-1]
+    for i, reward in enumerate(rewards):
+        some = [r for r in rows if r["judged_by"] == reward and r["policy"] != reference]
+        shift = 0.12 * (i - (len(rewards) - 1) / 2)
+        _dots(last, some, policies, "win_rate", COLOURS[i % len(COLOURS)], shift, label=reward)
+    last.axvline(0.5, color="#8c959f", linewidth=0.8, linestyle="--")
+    last.set_title(f"win rate against {reference}", loc="left")
+    if len(rewards) > 1:
+        last.legend(title="judged by", frameon=False, fontsize=8, loc="best")
+    return _svg(figure)
+
+
+def _dots(
+    axis: Any, rows: list[dict[str, Any]], policies: list[str], what: str, colour: str, shift: float, label: str | None = None
+) -> None:
+    heights = [policies.index(r["policy"]) + shift for r in rows]
+    values = [r[what] for r in rows]
+    ends = [
+        [r[what] - r[f"{what}_low"] for r in rows],
+        [r[f"{what}_high"] - r[what] for r in rows],
+    ]
+    axis.errorbar(values, heights, xerr=ends, fmt="o", markersize=5, capsize=3, color=colour, label=label)
+    axis.set_yticks(range(len(policies)), policies)
+    axis.set_ylim(len(policies) - 0.5, -0.5)
+    axis.grid(axis="x", color="#d0d7de", linewidth=0.6)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+def curves(rows: list[dict[str, Any]]) -> Markup:
+    """Training loss, and accuracy where it was logged, against the optimizer step."""
+    drawn = [k for k in ("loss", "accuracy", "margin") if any(k in r for r in rows)]
+    figure = Figure(figsize=(4.2 * len(drawn), 2.6), layout="constrained")
+    for axis, key, colour in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, COLOURS, strict=False):
+        some = [r for r in rows if key in r]
+        axis.plot([r["step"] for r in some], [r[key] for r in some], color=colour, marker="o", markersize=3, linewidth=1.2)
+        axis.set_title(f"training {key}", loc="left")
+        axis.set_xlabel("optimizer step")
+        axis.grid(color="#d0d7de", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> Markup:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    drawing = text.getvalue()
+    return Markup(drawing[drawing.index("<svg") :])  # drawn by us from escaped labels

@@ -1,0 +1,128 @@
+"""Which Prefect server a run talks to: the one that is configured, or a temporary one of its own.
+
+The temporary server starts while this process still imports, writes to a log file, leads a session of
+its own (so that Ctrl-C in the terminal leaves it time to hear how the run ended), and dies with this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from specs.problems import UnfitError
+
+STARTUP = 120.0  # seconds; the first start of a new Prefect home runs its migrations
+
+
+def configured_url(folder: Path) -> str | None:
+    """The API that Prefect's own settings name: environment, `prefect.toml`, `pyproject.toml`, active profile."""
+    if os.environ.get("PREFECT_API_URL"):
+        return os.environ["PREFECT_API_URL"]
+    for path, keys in ((folder / "prefect.toml", ()), (folder / "pyproject.toml", ("tool", "prefect"))):
+        settings = _toml(path)
+        for key in keys:
+            settings = settings.get(key, {})
+        url = settings.get("api", {}).get("url")
+        if url:
+            return str(url)
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    profiles = _toml(Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")))
+    active = os.environ.get("PREFECT_PROFILE") or profiles.get("active", "")
+    url = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+    return str(url) if url else None
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def require(url: str) -> None:
+    """Raises `UnfitError` where no Prefect API answers at `url`."""
+    if not _answers(url, 5):
+        raise UnfitError(
+            f"no Prefect server answers at {url}; start it, or unset PREFECT_API_URL to use a temporary one"
+        )
+
+
+@contextmanager
+def temporary_server(log: Path) -> Iterator[str]:
+    """Starts a server and gives its API address at once; `wait_for` says when it answers."""
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    environment = os.environ | {
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+        "PREFECT_API_URL": "",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    try:
+        yield url
+    finally:
+        _end(process)
+
+
+def wait_for(url: str, log: Path) -> None:
+    """Returns when the temporary server answers. Raises `UnfitError` where it does not in time."""
+    deadline = time.monotonic() + STARTUP
+    while not _answers(url, 2):
+        if time.monotonic() > deadline:
+            raise UnfitError(f"the temporary Prefect server did not start; its log is {log}")
+        time.sleep(0.05)
+
+
+def _answers(url: str, timeout: float) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    """Linux: the kernel sends SIGTERM to this process when its parent is gone. Elsewhere nothing does."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,29 @@
+"""Nothing phones home unless asked: the layers' telemetry is off where the environment does not say otherwise.
+
+Imported before Prefect, MLflow and the hub client, all of which read these at import.
+"""
+
+from __future__ import annotations
+
+import os
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRL_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def apply(*, offline: bool = False) -> None:
+    """Sets what is not set; with `offline` forbids the hub client any network."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+apply()

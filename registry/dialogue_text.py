@@ -1,0 +1,91 @@
+"""A dialogue as tokens: one rule for training, scoring and sampling.
+
+The prompt's tokens are the chat template's text up to where the assistant speaks; the answer's are tokenised by
+themselves and appended, so a sampled answer and a given one have the same form. A tokenizer without a chat
+template gets one (`template: hh`, `template: text`), after which there is one way to render.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from specs.problems import UserError
+
+Message = Mapping[str, str]
+Tokenizer = Any
+
+TEMPLATES = {
+    "hh": (
+        "{% for m in messages %}"
+        "{% if m['role'] == 'user' %}{{ '\\n\\nHuman: ' + m['content'] }}"
+        "{% elif m['role'] == 'assistant' %}{{ '\\n\\nAssistant: ' + m['content'] }}"
+        "{% if loop.last %}{{ eos_token }}{% endif %}"
+        "{% else %}{{ m['content'] }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+    ),
+    "text": (
+        "{% for m in messages %}{{ m['content'] }}"
+        "{% if loop.last and m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
+}
+
+
+def set_template(tokenizer: Tokenizer, template: str) -> None:
+    """Gives the tokenizer the chat template that the spec names."""
+    if template in TEMPLATES:
+        tokenizer.chat_template = TEMPLATES[template]
+
+
+def prompt_text(tokenizer: Tokenizer, prompt: Sequence[Message]) -> str:
+    """The text before the answer."""
+    rendered = tokenizer.apply_chat_template(
+        list(map(dict, prompt)), tokenize=False, add_generation_prompt=True
+    )
+    return str(rendered)
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message]) -> list[int]:
+    """The tokens before the answer. A tokenizer that starts every text with a token does so here too, unless its
+    template writes that token itself."""
+    text = prompt_text(tokenizer, prompt)
+    bos = tokenizer.bos_token
+    add = not (bos and text.startswith(bos))
+    return list(tokenizer(text, add_special_tokens=add)["input_ids"]) if add else _plain(tokenizer, text)
+
+
+def encode_answer(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> list[int]:
+    """The tokens of a complete answer, with what the template writes after it (the end-of-turn token)."""
+    before = prompt_text(tokenizer, prompt)
+    whole = tokenizer.apply_chat_template(
+        [*map(dict, prompt), {"role": "assistant", "content": answer}], tokenize=False
+    )
+    if not whole.startswith(before):
+        raise UserError(
+            "the chat template renders a dialogue differently once it is answered, so prompt and answer cannot be "
+            "told apart; name another `template:`"
+        )
+    return _plain(tokenizer, whole[len(before) :])
+
+
+def encode_dialogue(
+    tokenizer: Tokenizer, prompt: Sequence[Message], answer: str
+) -> tuple[list[int], list[int]]:
+    """`(prompt tokens, answer tokens)`."""
+    return encode_prompt(tokenizer, prompt), encode_answer(tokenizer, prompt, answer)
+
+
+def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of a sampled answer."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+def _plain(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def shown(prompt: Sequence[Message]) -> str:
+    """A prompt as a person reads it: the request itself, or the dialogue where there are several turns."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in prompt)

@@ -1,0 +1,69 @@
+"""Looks at every leaf of a study: what identifies it, and whether it can be had. Before anything expensive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry import data, models
+from registry.rewards import python_fact
+from specs.data import Data
+from specs.models import Model
+from specs.plan import Fact
+from specs.problems import Path as SpecPath
+from specs.problems import UserError
+from specs.rewards import Classifier, PythonReward
+from specs.study import Graph, Node, Study, entries
+
+
+def gather(study: Study, home: Path, folder: Path, *, offline: bool) -> dict[str, Fact]:
+    """Facts by node name. `folder` is the spec's, where Python rewards may lie."""
+    graph = Graph(entries(study))
+    facts: dict[str, Fact] = {}
+    seen: dict[int, Fact] = {}
+    for name, node in graph.nodes.items():
+        if node.section != "stages":
+            key = id(node.entry)  # the parts of a split share one file
+            if key not in seen:
+                seen[key] = _fact(node, study.execution.gpus, home, folder, offline)
+            facts[name] = seen[key]
+    return facts
+
+
+def _fact(node: Node, gpus: int, home: Path, folder: Path, offline: bool) -> Fact:
+    match node.entry:
+        case Model() as model:
+            return models.fact(model, home, gpus=gpus, offline=offline)
+        case Data() as rows:
+            return data.fact(rows, offline=offline)
+        case Classifier() as classifier:
+            return models.classifier_fact(classifier, home, gpus=gpus, offline=offline)
+        case PythonReward() as reward:
+            return python_fact(reward, folder)
+        case _:
+            return Fact()
+
+
+def row_problems(study: Study, names: set[str]) -> list[tuple[SpecPath, str]]:
+    """What is wrong with the rows of the local data among the nodes `names`: unreadable, too many unusable, too
+    few for the split. A hub's data are left to the stage that reads them."""
+    found = []
+    for name, node in Graph(entries(study)).nodes.items():
+        if name in names and isinstance(node.entry, Data) and node.entry.revision is None:
+            label = name.split(".")[0]
+            try:
+                data.read(node.entry, node.part, f"data.{label}")
+            except UserError as error:
+                text = str(error).removeprefix(f"data.{label}: ")
+                found.append(((node.section, label, "source"), text))
+    return list(dict.fromkeys(found))
+
+
+def problems(study: Study, facts: dict[str, Fact]) -> list[tuple[SpecPath, str]]:
+    """What cannot be had, at the field of the spec that names it."""
+    found = []
+    for name, node in Graph(entries(study)).nodes.items():
+        fact = facts.get(name)
+        if fact and fact.problem:
+            field = "target" if isinstance(node.entry, PythonReward) else "source"
+            found.append(((node.section, name.split(".")[0], field), fact.problem))
+    return list(dict.fromkeys(found))

@@ -1,0 +1,120 @@
+"""An artifact that is a language model to a torch model with its tokenizer.
+
+A chain of adapters is folded into the weights in fp32 and then cast, so that sampling pays for none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from registry.artifacts import Artifact
+from registry.dialogue_text import set_template
+from registry.models import CATALOGUE, local_folder
+from specs.models import Model
+from specs.problems import UserError
+from specs.sources import origin
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ADAPTER = "adapter"
+WEIGHTS = "model"
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model in memory."""
+
+    model: Any
+    tokenizer: Any
+    precision: str
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every token that ends an answer: the tokenizer's and the generation configuration's."""
+        ids = self.model.generation_config.eos_token_id
+        configured = ids if isinstance(ids, list) else [ids]
+        return tuple(sorted({i for i in (*configured, self.tokenizer.eos_token_id) if i is not None}))
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def root(artifact: Artifact) -> Artifact:
+    """The external model at the bottom of a chain of trained ones."""
+    while not isinstance(artifact.entry, Model):
+        artifact = artifact.one("from")
+    return artifact
+
+
+def source_folder(artifact: Artifact) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes for an external model: a folder, or a hub id with its revision."""
+    entry = artifact.entry
+    assert isinstance(entry, Model)
+    if artifact.folder is not None:
+        return str(artifact.folder), {}
+    if origin(entry.source, entry.revision) == "catalogue":
+        packaged = CATALOGUE[entry.source]
+        return packaged.hub, {"revision": packaged.revision}
+    if entry.revision is not None:
+        return entry.source, {"revision": entry.revision}
+    return str(local_folder(entry.source)), {}
+
+
+def load_tokenizer(artifact: Artifact) -> Any:
+    bottom = root(artifact)
+    entry = bottom.entry
+    assert isinstance(entry, Model)
+    folder, where = source_folder(bottom)
+    tokenizer = pretrained(bottom.name, AutoTokenizer.from_pretrained, folder, **where)
+    set_template(tokenizer, entry.template)
+    if tokenizer.chat_template is None:
+        raise UserError(f"models.{bottom.name}: its tokenizer has no chat template; add `template: hh` or `template: text`")
+    if entry.pad_token is not None:
+        if entry.pad_token not in tokenizer.get_vocab():
+            raise UserError(f"models.{bottom.name}.pad_token: `{entry.pad_token}` is not one of its tokenizer's tokens")
+        tokenizer.pad_token = entry.pad_token
+    return tokenizer
+
+
+def load_language_model(artifact: Artifact, *, precision: str | None = None) -> LanguageModel:
+    """The model on the device, in evaluation mode, in the precision its source names (or in `precision`)."""
+    bottom = root(artifact)
+    resolved = precision or str(bottom.payload["facts"]["precision"])
+    tokenizer = load_tokenizer(bottom)
+    model = _load_weights(artifact, resolved)
+    return LanguageModel(model.to(device()).eval(), tokenizer, resolved)
+
+
+def _load_weights(artifact: Artifact, precision: str) -> Any:
+    if isinstance(artifact.entry, Model):
+        folder, where = source_folder(artifact)
+        load = AutoModelForCausalLM.from_pretrained
+        return pretrained(artifact.name, load, folder, dtype=DTYPES[precision], **where)
+    assert artifact.folder is not None
+    if (artifact.folder / WEIGHTS).is_dir():
+        return AutoModelForCausalLM.from_pretrained(artifact.folder / WEIGHTS, dtype=DTYPES[precision])
+    from peft import PeftModel
+
+    below = _load_weights(artifact.one("from"), "fp32")
+    merged = PeftModel.from_pretrained(below, str(artifact.folder / ADAPTER)).merge_and_unload()
+    return merged.to(DTYPES[precision])
+
+
+def pretrained(name: str, load: Any, folder: str, **options: Any) -> Any:
+    """`from_pretrained` with code from the model refused, and its faults as one line."""
+    try:
+        return load(folder, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{name}: cannot be loaded from {folder}: {text}") from error
+
+
+def context_length(model: Any) -> int:
+    """The most positions the model was made for."""
+    return int(getattr(model.config, "max_position_embeddings", 2**31 - 1))
+
+

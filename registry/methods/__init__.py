@@ -1,0 +1,1 @@
+"""The mathematics: plain functions on tensors and arrays, importable and testable alone."""

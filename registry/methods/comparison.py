@@ -1,0 +1,63 @@
+"""Comparing policies on the same prompts: win rates with half ties, and bootstrap intervals over prompts.
+
+The unit of resampling is the prompt: samples of one prompt are averaged first, and two policies are compared on their
+difference at each prompt, so that what the prompts share cancels (a paired bootstrap).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+Array = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def win_rates(ours: Array, theirs: Array) -> Array:
+    """Per prompt, the probability that one of our samples scores above one of theirs, ties counting one
+    half: the U-statistic over all pairs.
+
+    Args:
+        ours: rewards [prompts, samples].
+        theirs: rewards [prompts, other samples].
+    Returns:
+        [prompts], each in [0, 1]. A policy against itself averages to 1/2 exactly.
+    """
+    above = ours[:, :, None] > theirs[:, None, :]
+    equal = ours[:, :, None] == theirs[:, None, :]
+    return np.asarray((above + 0.5 * equal).mean(axis=(1, 2)), dtype=np.float64)
+
+
+def interval(values: Array, *, confidence: float, resamples: int, seed: int) -> Interval:
+    """The mean of one value a prompt with its BCa bootstrap interval (Efron, 1987).
+
+    Equal seeds draw equal resamples. With one prompt, or values that are all equal, the interval is the
+    estimate itself: the data say nothing about its spread.
+    """
+    mean = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:
+        return Interval(mean, mean, mean)
+    found = bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
+
+
+def accuracy(chosen: Array, rejected: Array) -> Array:
+    """Per pair, 1 where the chosen answer scores higher, 1/2 on a tie, else 0."""
+    return np.asarray((chosen > rejected) + 0.5 * (chosen == rejected), dtype=np.float64)

@@ -1,0 +1,179 @@
+"""Sequence classifiers as rewards: one score for a prompt and an answer.
+
+Text is always decoded and tokenised again with the classifier's own tokenizer and template. The head computes in
+fp32, because bf16 scores tie. Batches are padded with a token id that none of their rows holds, so the last real
+token is found whatever the tokenizer's padding token is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from registry.artifacts import Artifact
+from registry.dialogue_text import Message, encode_dialogue, shown
+from registry.language_models import (
+    ADAPTER,
+    DTYPES,
+    WEIGHTS,
+    pretrained,
+    device,
+    load_language_model,
+    load_tokenizer,
+    root,
+)
+from registry.models import local_folder
+from specs.problems import UserError
+from specs.rewards import Classifier
+
+
+class ScoreHead(nn.Linear):
+    """A bias-free linear head that computes in fp32 whatever surrounds it."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), self.weight.float())
+
+
+def with_score_head(causal: Any, seed: int) -> Any:
+    """A sequence classifier with one output on the body of a causal language model. The head starts as
+    N(0, 1/(d+1)) from `seed`, which keeps first rewards near zero."""
+    config = causal.config.__class__.from_dict(causal.config.to_dict())
+    config.num_labels = 1
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(config)
+    if not isinstance(getattr(classifier, "score", None), nn.Linear):
+        raise UserError(f"{type(causal).__name__} has no sequence-classification form with a `score` head; choose another model")
+    prefix = classifier.base_model_prefix
+    setattr(classifier, prefix, getattr(causal, causal.base_model_prefix))
+    width = classifier.score.in_features
+    head = ScoreHead(width, 1, bias=False)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        head.weight.normal_(0.0, (width + 1) ** -0.5, generator=generator)
+    classifier.score = head
+    return classifier
+
+
+def load_reward_model(artifact: Artifact) -> tuple[Any, Any]:
+    """A trained reward model and its tokenizer. Its adapter stays beside the weights: served as trained."""
+    assert artifact.folder is not None
+    precision = str(root(artifact).payload["facts"]["precision"])
+    if (artifact.folder / WEIGHTS).is_dir():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            artifact.folder / WEIGHTS, dtype=DTYPES[precision]
+        )
+        head = ScoreHead(model.score.in_features, 1, bias=False)
+        head.weight.data = model.score.weight.data.float()
+        model.score = head
+    else:
+        from peft import PeftModel
+
+        below = load_language_model(artifact.one("from"))
+        model = PeftModel.from_pretrained(with_score_head(below.model, 0), str(artifact.folder / ADAPTER))
+    return model.to(device()).eval(), load_tokenizer(artifact)
+
+
+def load_classifier(artifact: Artifact) -> tuple[Any, Any, int]:
+    """An external classifier, its tokenizer, and the index of the output that is the reward (-1: the only one)."""
+    entry = artifact.entry
+    assert isinstance(entry, Classifier)
+    hub = entry.revision is not None
+    where = {"revision": entry.revision} if hub else {}
+    folder = entry.source if hub else str(local_folder(entry.source))
+    dtype = DTYPES[str(artifact.payload["facts"]["precision"])]
+    model = pretrained(
+        artifact.name, AutoModelForSequenceClassification.from_pretrained, folder, dtype=dtype, **where
+    )
+    tokenizer = pretrained(artifact.name, AutoTokenizer.from_pretrained, folder, **where)
+    labels = {str(name): int(i) for i, name in model.config.id2label.items()}
+    if entry.label is None:
+        if model.config.num_labels != 1:
+            names = ", ".join(labels)
+            raise UserError(f"rewards.{artifact.name}: the model has {len(labels)} classes; add `label:` with one of {names}")
+        return model.to(device()).eval(), tokenizer, -1
+    if entry.label not in labels:
+        raise UserError(f"rewards.{artifact.name}.label: `{entry.label}` is not a class of the model; there are {', '.join(labels)}")
+    return model.to(device()).eval(), tokenizer, labels[entry.label]
+
+
+def dialogue_ids(
+    tokenizer: Any, prompt: Sequence[Message], answer: str, max_length: int
+) -> list[int]:
+    """The tokens of a whole dialogue for a classifier, without its beginning where it is too long."""
+    if tokenizer.chat_template is None:
+        ids = list(tokenizer(f"{shown(prompt)}\n{answer}")["input_ids"])
+    else:
+        before, after = encode_dialogue(tokenizer, prompt, answer)
+        ids = before + after
+    return ids[-max_length:]
+
+
+@torch.inference_mode()
+def logits(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    batch: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> torch.Tensor:
+    """The classifier's outputs `[rows, labels]` in fp32, in the order of `rows`; batches are of like lengths."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    results: list[torch.Tensor | None] = [None] * len(rows)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        some = [rows[i] for i in chosen]
+        pad = unused_id(some, model.config.get_text_config().vocab_size)
+        width = len(some[0])
+        ids = torch.tensor([[*r, *[pad] * (width - len(r))] for r in some], device=model.device)
+        lengths = torch.tensor([len(r) for r in some], device=model.device)
+        mask = torch.arange(width, device=model.device)[None, :] < lengths[:, None]
+        model.config.get_text_config().pad_token_id = pad
+        outputs = model(input_ids=ids, attention_mask=mask.long()).logits.float()
+        for i, output in zip(chosen, outputs.cpu(), strict=True):
+            results[i] = output
+        if on_progress:
+            on_progress(min(start + batch, len(order)), len(order))
+    return torch.stack([r for r in results if r is not None])
+
+
+def unused_id(rows: Sequence[Sequence[int]], vocabulary: int) -> int:
+    """The highest token id that no row holds."""
+    used = set().union(*rows)
+    return next(i for i in range(vocabulary - 1, -1, -1) if i not in used)
+
+
+def trained_scores(
+    artifact: Artifact, batch: int
+) -> Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]:
+    """A trained reward model as a function of prompts and answers."""
+    model, tokenizer = load_reward_model(artifact)
+    longest = int(artifact.fields["max_length"])
+
+    def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
+        rows = [dialogue_ids(tokenizer, p, a, longest) for p, a in zip(prompts, answers, strict=True)]
+        return [float(x) for x in logits(model, rows, batch=batch)[:, 0]]
+
+    return score
+
+
+def classifier_scores(
+    artifact: Artifact, batch: int
+) -> Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]:
+    """An external classifier as a function of prompts and answers."""
+    model, tokenizer, label = load_classifier(artifact)
+    longest = int(artifact.fields["max_length"])
+
+    def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
+        rows = [dialogue_ids(tokenizer, p, a, longest) for p, a in zip(prompts, answers, strict=True)]
+        outputs = logits(model, rows, batch=batch)
+        chosen = outputs[:, 0] if label < 0 else outputs.log_softmax(-1)[:, label]
+        return [float(x) for x in chosen]
+
+    return score
+
+

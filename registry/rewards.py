@@ -1,0 +1,128 @@
+"""A reward's name to a scorer: prompts and responses in, one finite number a response out."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from registry.artifacts import Artifact
+from registry.dialogue_text import Message, shown
+from specs.plan import Fact
+from specs.problems import UserError
+from specs.rewards import Classifier, Length, Lexicon, PythonReward, Weighted
+
+Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
+
+
+def scorer(artifact: Artifact, *, batch: int) -> Score:
+    """The scorer of a reward. `batch` rows go through a model at once. Raises `UserError` when it is
+    called and the reward raises, returns too few scores, or one that is not finite."""
+    return _checked(artifact.name, _scorer(artifact, batch))
+
+
+def _scorer(artifact: Artifact, batch: int) -> Score:
+    match artifact.entry:
+        case Lexicon():
+            return _lexicon()
+        case Length(per_word=per_word):
+            return lambda prompts, responses: [per_word * len(r.split()) for r in responses]
+        case PythonReward(target=target):
+            return _python(artifact.name, target)
+        case Weighted():
+            return _weighted(artifact, batch)
+        case Classifier():
+            from registry.reward_models import classifier_scores
+
+            return classifier_scores(artifact, batch)
+        case _:
+            from registry.reward_models import trained_scores
+
+            return trained_scores(artifact, batch)
+
+
+def _lexicon() -> Score:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyzer = SentimentIntensityAnalyzer()
+    return lambda prompts, responses: [analyzer.polarity_scores(r)["compound"] for r in responses]
+
+
+def _weighted(artifact: Artifact, batch: int) -> Score:
+    weights: dict[str, float] = artifact.fields["of"]
+    parts = [(weights[a.fingerprint], scorer(a, batch=batch)) for a in artifact.inputs["of"]]
+
+    def score(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
+        columns = [[weight * x for x in part(prompts, responses)] for weight, part in parts]
+        return [math.fsum(row) for row in zip(*columns, strict=True)]
+
+    return score
+
+
+def _python(name: str, target: str) -> Score:
+    module, function = target.split(":")
+    try:
+        call = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever the person's module raises is theirs to hear of
+        raise UserError(f"rewards.{name}.target: `{target}` cannot be imported: {_brief(error)}") from error
+    if not callable(call):
+        raise UserError(f"rewards.{name}.target: `{target}` is not a function")
+    return lambda prompts, responses: call([shown(p) for p in prompts], list(responses))
+
+
+def _checked(name: str, score: Score) -> Score:
+    def checked(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
+        try:
+            scores = score(prompts, responses)
+            values = [float(x) for x in scores]
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"the reward `{name}` failed: {_brief(error)}") from error
+        if len(values) != len(responses):
+            raise UserError(f"the reward `{name}` returned {len(values)} scores for {len(responses)} responses; it must return one each")
+        for i, value in enumerate(values):
+            if not math.isfinite(value):
+                raise UserError(f"the reward `{name}` returned {value} for the response {responses[i][:60]!r}; it must return finite numbers")
+        return values
+
+    return checked
+
+
+def _brief(error: Exception) -> str:
+    """What was raised, and on which line of whose file."""
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    place = f" ({Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno})" if frame else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def python_fact(reward: PythonReward, folder: Path) -> Fact:
+    """The identity of a Python reward: the digest of its module's source. The module is found but not run; one that
+    lies in `folder`, beside the spec, wins."""
+    import ast
+    import hashlib
+
+    module, function = reward.target.split(":")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        return Fact(problem=f"no module `{module}` beside the spec ({folder}) or among the installed packages")
+    source = Path(found.origin).read_bytes()
+    try:
+        names = {n.name for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    except SyntaxError as error:
+        return Fact(problem=f"{found.origin}:{error.lineno}: {error.msg}")
+    if function not in names:
+        from specs.problems import did_you_mean
+
+        return Fact(problem=f"`{module}` defines no function `{function}`{did_you_mean(function, names)}")
+    return Fact({"sha256": hashlib.sha256(source).hexdigest()})

@@ -1,0 +1,161 @@
+"""The JSON Schema of the language, for editors, and the explanation of one field.
+
+Built from the models plus what only files have: `extends`, `replace`, `sweep`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from typing import Any
+
+from pydantic import BaseModel
+
+from specs.load import models_of
+from specs.problems import did_you_mean
+from specs.study import AnyStage, Study
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema() -> dict[str, Any]:
+    """The schema of a study file."""
+    made = Study.model_json_schema(by_alias=True)
+    made["$schema"] = DIALECT
+    made["title"] = "AlignFlow study"
+    for model in (Study, *_all_models(Study)):
+        definition = made if model is Study else made["$defs"].get(model.__name__)
+        if definition:
+            definition["description"] = " ".join((model.__doc__ or "").split())
+            for key, text in descriptions(model).items():
+                definition["properties"][key]["description"] = text
+    for model in models_of(AnyStage):
+        definition = made["$defs"][model.__name__]
+        definition["properties"]["sweep"] = {
+            "type": "object",
+            "additionalProperties": {"type": "array", "minItems": 1},
+            "description": "Fields and the values each takes: one stage for every combination, named `stage[field=value]`.",
+        }
+        # A field that the sweep sets is not missing.
+        definition["if"] = {"required": ["sweep"]}
+        definition["else"] = {"required": definition.pop("required")}
+        definition["required"] = [k for k in ("do", "method") if k in definition["properties"]]
+    made["properties"]["extends"] = {
+        "type": "string",
+        "description": "One parent file. Mappings merge deeply; a mapping with `replace: true` inherits nothing.",
+    }
+    # What a parent may supply is not required here.
+    made["if"] = {"required": ["extends"]}
+    made["else"] = {"required": made.pop("required")}
+    return made
+
+
+def _all_models(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """Every model that `model` is made of."""
+    inner = [m for field in model.model_fields.values() for m in models_of(field.annotation)]
+    return [*inner, *(deep for m in inner for deep in _all_models(m))]
+
+
+def descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """Each field's docstring, by key, those of its bases included."""
+    texts: dict[str, str] = {}
+    for owner in reversed(model.__mro__):
+        if owner is BaseModel or not issubclass(owner, BaseModel):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+                and statement.target.id in model.model_fields
+            ):
+                field = model.model_fields[statement.target.id]
+                texts[field.alias or statement.target.id] = " ".join(str(following.value.value).split())
+    return texts
+
+
+def explain(path: str) -> list[str]:
+    """Lines about a field such as `stages.reward_model.beta`, or about what lies under a shorter path. Stages are
+    named by their `do`, decoding rules as `stages.decode.<method>`, rewards by their `kind`. Raises `KeyError` with
+    a sentence where there is none."""
+    made = schema()
+    node: dict[str, Any] = made
+    name = "study"
+    required = False
+    for part in path.split(".") if path else []:
+        children = _children(made, node)
+        if part not in children:
+            known = ", ".join(children)
+            hint = did_you_mean(part, children) or f"; there are {known}"
+            raise KeyError(f"`{name}` has no `{part}`{hint}")
+        required = part in node.get("required", []) or part in node.get("else", {}).get("required", [])
+        node, name = children[part], f"{name}.{part}" if name != "study" else part
+    lines = [f"{name}: {_type(made, node)}" + (", required" if required else "")]
+    if "default" in node:
+        lines[0] += f", default {_default(node['default'])}"
+    text = node.get("description") or _resolve(made, node).get("description")
+    if text:
+        lines += textwrap.wrap(text, 96, initial_indent="  ", subsequent_indent="  ")
+    children = _children(made, node)
+    width = max(map(len, children), default=0)
+    for key, child in children.items():
+        what = child.get("description") or _resolve(made, child).get("description") or ""
+        lines.append(f"  {key.ljust(width)}  {_type(made, child)}: {textwrap.shorten(what, 90, placeholder=' ...')}")
+    return lines
+
+
+def _resolve(made: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        node = made["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return node
+
+
+def _children(made: dict[str, Any], node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What may follow in a path: the fields of a mapping, or the kinds of a union."""
+    node = _resolve(made, node)
+    if "properties" in node:
+        return dict(node["properties"])
+    inner = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), None)
+    if isinstance(inner, dict) and ("$ref" in inner or "oneOf" in inner):
+        return _children(made, inner)
+    if "oneOf" in node:
+        key = node["discriminator"]["propertyName"]
+        found = {}
+        for option in node["oneOf"]:
+            target = _resolve(made, option)
+            if "oneOf" in target:  # a union inside: `decode` by method
+                found["decode"] = target
+            else:
+                found[target["properties"][key]["const"]] = target
+        return found
+    for option in node.get("anyOf", []):
+        if "properties" in _resolve(made, option):
+            return _children(made, option)
+    return {}
+
+
+def _type(made: dict[str, Any], node: dict[str, Any]) -> str:
+    node = _resolve(made, node)
+    if "const" in node:
+        return f"`{node['const']}`"
+    if "enum" in node:
+        return "one of " + ", ".join(f"`{v}`" for v in node["enum"])
+    if "anyOf" in node:
+        return " or ".join(_type(made, option) for option in node["anyOf"])
+    if "oneOf" in node:
+        return "one of " + ", ".join(_children(made, node))
+    kind = {
+        "integer": "whole number", "string": "text", "object": "mapping", "array": "list", "boolean": "true or false",
+    }.get(node.get("type", ""), node.get("type", "value"))  # fmt: skip
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {node[key]}" for key, sign in bounds.items() if key in node]
+    examples = [f"such as `{node['examples'][0]}`"] if node.get("examples") else []
+    return " ".join([kind, *limits, *examples])
+
+
+def _default(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

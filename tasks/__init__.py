@@ -1,0 +1,1 @@
+"""What runs: the one Prefect task, the stage bodies, and the engines they use."""

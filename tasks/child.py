@@ -1,0 +1,192 @@
+"""Runs a stage body in a process of its own, whose whole group dies with it.
+
+A fork server that has torch, transformers, peft and TRL loaded starts one in a twentieth of a second. The child leads a
+session; on a timeout, a stop or any exit of the body its group is killed, and a thread in it kills the group when
+the parent is gone, however it went.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from specs.problems import UnfitError, UserError
+from tasks.job import Event, Job, Log, Result
+
+PRELOAD = ["tasks.preload"]
+stopping = threading.Event()
+"""Set to end every child of this process, on an interrupt for one."""
+
+_server_started = threading.Lock()
+
+
+class Interrupted(Exception):
+    """The run was told to stop; finished stages stay, this one starts over next time."""
+
+
+class TimedOut(Exception):
+    """The stage took longer than `execution.timeout`."""
+
+
+class Killed(ConnectionError):
+    """The system killed the stage's process (out of memory for one). Worth another try."""
+
+
+class BodyFailed(Exception):
+    """The body raised something that is no fault of the person's input: a defect. `details` is its traceback."""
+
+    def __init__(self, text: str, details: str):
+        super().__init__(text)
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the child needs: picklable, and small."""
+
+    body: str
+    """`module:function`"""
+    artifact: Any
+    out: Path
+    execution: Any
+    log_file: Path
+    devices: str | None
+    """The value of CUDA_VISIBLE_DEVICES, or None to leave it."""
+    python_path: tuple[str, ...] = ()
+
+
+def context() -> Any:
+    """The fork server's context, with its preload set."""
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(PRELOAD)
+    return forkserver
+
+
+def warm_up() -> None:
+    """Starts the fork server, which then loads torch and the trainers while the caller does other things."""
+    context()
+    from multiprocessing import forkserver
+
+    with _server_started:
+        forkserver.ensure_running()
+
+
+def run_body(
+    request: Request,
+    *,
+    on_event: Callable[[Event], None],
+    timeout: float | None = None,
+) -> Result:
+    """Runs the body and returns its result. `on_event` gets its reports in this thread. Raises what the body
+    raised as `UserError`, `UnfitError` or `BodyFailed`, or `TimedOut`, `Killed`, `Interrupted`."""
+    warm_up()
+    forkserver = context()
+    receiver, sender = forkserver.Pipe(duplex=False)
+    process = forkserver.Process(target=_child, args=(sender, request), daemon=False)
+    process.start()
+    sender.close()
+    deadline = time.monotonic() + timeout if timeout else None
+    try:
+        while True:
+            if stopping.is_set():
+                raise Interrupted("stopped")
+            if deadline and time.monotonic() > deadline:
+                raise TimedOut(f"took longer than {timeout:g} s (`execution.timeout`) and was stopped")
+            if receiver not in wait([receiver], timeout=0.1):
+                continue
+            try:
+                kind, content = receiver.recv()
+            except EOFError:
+                process.join(5)
+                raise Killed(_how_it_died(process.exitcode)) from None
+            if kind == "done":
+                return Result(**content)
+            if kind == "failed":
+                raise _failure(*content)
+            on_event((kind, content))
+    finally:
+        _kill_group(process)
+        receiver.close()
+
+
+def _how_it_died(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = "; was memory short?" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
+    return f"its process ended with status {code} and no result"
+
+
+def _failure(kind: str, text: str, details: str) -> Exception:
+    if kind == "user":
+        return UserError(text)
+    if kind == "unfit":
+        return UnfitError(text)
+    return BodyFailed(text, details)
+
+
+def _kill_group(process: Any) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it may not have led a group yet
+        process.kill()
+    process.join(5)
+    process.close() if process.exitcode is not None else None
+
+
+def _child(sender: Connection, request: Request) -> None:
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    request.log_file.parent.mkdir(parents=True, exist_ok=True)
+    output = os.open(request.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if request.devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = request.devices
+    sys.path[:0] = [p for p in request.python_path if p not in sys.path]
+    lock = threading.Lock()
+
+    def send(event: Event) -> None:
+        with lock:
+            sender.send(event)
+
+    try:
+        result = _body(request.body)(Job(request.artifact, request.out, request.execution, Log(send)))
+        send(("done", {"metrics": result.metrics}))
+    except UserError as error:
+        send(("failed", ("user", str(error), "")))
+    except UnfitError as error:
+        send(("failed", ("unfit", str(error), "")))
+    except OSError as error:
+        kind = "unfit" if error.errno in (28, 30, 122) else "defect"  # ENOSPC, EROFS, EDQUOT
+        text = f"{error.filename or request.out}: {error.strerror}" if error.strerror else str(error)
+        send(("failed", (kind, text, traceback.format_exc())))
+    except BaseException as error:
+        traceback.print_exc()
+        send(("failed", ("defect", f"{type(error).__name__}: {error}", traceback.format_exc())))
+
+
+def _body(name: str) -> Callable[[Job], Result]:
+    module, function = name.split(":")
+    body: Callable[[Job], Result] = getattr(importlib.import_module(module), function)
+    return body
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)

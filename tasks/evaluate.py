@@ -1,0 +1,121 @@
+"""The `evaluate` body: every policy on the same prompts with the same random numbers, judged by every reward.
+
+Results are kept by position, not by name: two studies that call the same policies differently share one artifact.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registry.artifacts import Artifact
+from registry.methods.comparison import Interval, interval, win_rates
+from registry.rewards import scorer
+from registry.rows import Prompt
+from tasks.answers import Answer, answer, free_memory
+from tasks.evaluation_table import EVALUATION, GENERATIONS
+from tasks.inputs import prompts_of, write_lines
+from tasks.job import Job, Result
+from tasks.threads import use_threads
+
+Array = NDArray[np.float64]
+
+
+def evaluate(job: Job) -> Result:
+    """Samples, scores, compares and writes `evaluation.json` and `generations.jsonl`."""
+    use_threads(job.execution)
+    prompts = prompts_of(job.one("prompts"))
+    policies = list(job.many("policies"))
+    reference = next(
+        (i for i, p in enumerate(policies) if p.fingerprint == job.one("against").fingerprint), None
+    )
+    if reference is None:
+        reference = len(policies)
+        policies.append(job.one("against"))
+    answers = answer(
+        policies,
+        prompts,
+        samples=job.entry.budget.samples_per_prompt,
+        max_new_tokens=job.entry.budget.max_new_tokens,
+        seed=job.seed,
+        execution=job.execution,
+        log=job.log,
+    )
+    rewards = [_scores(r, prompts, answers, job) for r in job.many("rewards")]
+
+    def measured(values: Array) -> Interval:
+        return interval(
+            values, confidence=job.entry.confidence, resamples=job.entry.resamples, seed=job.seed
+        )
+
+    lengths = [np.array([[float(a.tokens) for a in row] for row in rows]) for rows in answers]
+    evaluation = {
+        "prompts": len(prompts),
+        "samples_per_prompt": job.entry.budget.samples_per_prompt,
+        "confidence": job.entry.confidence,
+        "reference": reference,
+        "policies": [
+            {
+                "fingerprint": policy.fingerprint,
+                "length": measured(lengths[i].mean(axis=1))._asdict(),
+                "finished": float(np.mean([a.finished for row in answers[i] for a in row])),
+                "rewards": [
+                    {
+                        "reward": measured(scores[i].mean(axis=1))._asdict(),
+                        "difference": measured(
+                            scores[i].mean(axis=1) - scores[reference].mean(axis=1)
+                        )._asdict(),
+                        "win_rate": measured(win_rates(scores[i], scores[reference]))._asdict(),
+                    }
+                    for scores in rewards
+                ],
+            }
+            for i, policy in enumerate(policies)
+        ],
+        "rewards": [r.fingerprint for r in job.many("rewards")],
+    }
+    text = json.dumps(evaluation, indent=1, allow_nan=False)
+    (job.out / EVALUATION).write_text(text + "\n", encoding="utf-8")
+    write_lines(job.out / GENERATIONS, _generations(prompts, answers, rewards))
+    return Result()
+
+
+def _scores(
+    reward: Artifact, prompts: Sequence[Prompt], answers: list[list[list[Answer]]], job: Job
+) -> list[Array]:
+    """`[policy]` of `[prompts, samples]`. An answer that several policies gave is scored once."""
+    places: dict[tuple[int, str], None] = {
+        (p, a.text): None for rows in answers for p, row in enumerate(rows) for a in row
+    }
+    job.log.note(f"scoring {len(places)} answers")
+    values = scorer(reward, batch=job.execution.rows)(
+        [prompts[p].messages for p, _ in places], [text for _, text in places]
+    )
+    free_memory()
+    scored = dict(zip(places, values, strict=True))
+    return [
+        np.array([[scored[p, a.text] for a in row] for p, row in enumerate(rows)]) for rows in answers
+    ]
+
+
+def _generations(
+    prompts: Sequence[Prompt], answers: list[list[list[Answer]]], rewards: list[list[Array]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": list(prompt.messages),
+            "policy": i,
+            "sample": s,
+            "response": a.text,
+            "tokens": a.tokens,
+            "finished": a.finished,
+            "rewards": [float(scores[i][p, s]) for scores in rewards],
+        }
+        for p, prompt in enumerate(prompts)
+        for i in range(len(answers))
+        for s, a in enumerate(answers[i][p])
+    ]

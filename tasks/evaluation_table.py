@@ -1,0 +1,93 @@
+"""An evaluation's results with names put to their positions: for MLflow, the terminal, the report, expectations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.artifacts import Artifact
+from tasks.inputs import read_lines
+
+EVALUATION = "evaluation.json"
+GENERATIONS = "generations.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an `evaluate` stage found, named."""
+
+    policies: tuple[str, ...]
+    rewards: tuple[str, ...]
+    reference: str
+    results: dict[str, Any]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One flat row for each policy and reward: estimates with the ends of their intervals."""
+        for name, policy in zip(self.policies, self.results["policies"], strict=True):
+            for reward, found in zip(self.rewards, policy["rewards"], strict=True):
+                row: dict[str, Any] = {"policy": name, "against": self.reference, "judged_by": reward}
+                for what in ("reward", "difference", "win_rate"):
+                    row |= _spread(what, found[what])
+                row |= _spread("length", policy["length"]) | {"finished": policy["finished"]}
+                row["prompts"] = self.results["prompts"]
+                row["samples_per_prompt"] = self.results["samples_per_prompt"]
+                yield row
+
+    def metric(self, policy: str, metric: str) -> float:
+        """A policy's `reward.<name>`, `win_rate.<name>` or `length`."""
+        what, _, reward = metric.partition(".")
+        found = self.results["policies"][self.policies.index(policy)]
+        if what == "length":
+            return float(found["length"]["estimate"])
+        return float(found["rewards"][self.rewards.index(reward)][what]["estimate"])
+
+    def metrics(self) -> dict[str, float]:
+        """Every estimate and interval end under a name for MLflow."""
+        found: dict[str, float] = {}
+        for row in self.rows():
+            policy, reward = _metric_name(row["policy"]), row["judged_by"]
+            for what in ("reward", "difference", "win_rate"):
+                for end in ("", "_low", "_high"):
+                    found[f"{policy}/{what}{end}/{reward}"] = row[f"{what}{end}"]
+            for key in ("length", "length_low", "length_high", "finished"):
+                found[f"{policy}/{key}"] = row[key]
+        return found
+
+
+def _metric_name(policy: str) -> str:
+    """MLflow's metric names allow no brackets or equals signs: `bon[n=4]` is `bon-n-4`."""
+    return policy.replace("[", "-").replace("=", "-").replace(",", "-").rstrip("]")
+
+
+def _spread(name: str, interval: dict[str, float]) -> dict[str, float]:
+    return {name: interval["estimate"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
+
+
+def named(artifact: Artifact) -> Evaluation:
+    """The results of an `evaluate` stage under the names of this study."""
+    assert artifact.folder is not None
+    results = json.loads((artifact.folder / EVALUATION).read_text(encoding="utf-8"))
+    against = artifact.one("against")
+    policies = [p.name for p in artifact.inputs["policies"]]
+    if len(results["policies"]) > len(policies):
+        policies.append(against.name)
+    rewards = tuple(r.name for r in artifact.inputs["rewards"])
+    return Evaluation(tuple(policies), rewards, policies[results["reference"]], results)
+
+
+def generations(artifact: Artifact, policies: Sequence[str], rewards: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The generation table: prompt, policy, response, and each reward."""
+    assert artifact.folder is not None
+    for row in read_lines(artifact.folder / GENERATIONS):
+        yield {
+            "prompt": row["prompt"][-1]["content"],
+            "policy": policies[row["policy"]],
+            "sample": row["sample"],
+            "response": row["response"],
+            "tokens": row["tokens"],
+            "finished": row["finished"],
+            **dict(zip(rewards, row["rewards"], strict=True)),
+        }

@@ -1,0 +1,54 @@
+"""One run of a study: its view, its tracker, who watches, and what has finished.
+
+A plain object handed to every task of the flow; nothing of it is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from registry.home import study_folder
+from registry.store import Stored, link
+from tasks.observer import Observer
+from tasks.tracking import Tracker
+from tasks.view import LAST, View, last_payloads
+
+@dataclass
+class Session(View):
+    """See the module."""
+
+    tracker: Tracker
+    tags: dict[str, str]
+    observe: Observer
+    body_seconds: float = 0.0
+    """Time spent inside stage bodies, over all stages."""
+    _finished: dict[str, Stored] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def finished(self, name: str, stored: Stored) -> None:
+        """Remembers a stage's artifact, and links it under the study's name."""
+        with self._lock:
+            self._finished[name] = stored
+        if self.nodes[name].is_stage:
+            link(self.home, self.study.name, name, stored)
+
+    def stored(self, name: str) -> Stored | None:
+        return self._finished.get(name) or super().stored(name)
+
+    def add_body_time(self, seconds: float) -> None:
+        with self._lock:
+            self.body_seconds += seconds
+
+    def remember(self) -> None:
+        """Keeps the payloads of what finished, so that the next plan can say what changed."""
+        path = study_folder(self.home, self.study.name) / LAST
+        path.parent.mkdir(parents=True, exist_ok=True)
+        last = last_payloads(self.home, self.study.name)
+        last |= {name: dict(self.nodes[name].payload) for name in self._finished if name in self.planned}
+        temporary = path.with_suffix(f".{time.monotonic_ns()}")
+        temporary.write_text(json.dumps(last), encoding="utf-8")
+        temporary.replace(path)

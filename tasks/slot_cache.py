@@ -1,0 +1,174 @@
+"""A key/value cache of slots: one preallocated row a running sample, each with its own length.
+
+A decode step writes one position into every row, each at its own place, and reads only the span
+that the longest row uses; what lies beyond a row's own length is hidden by the mask. Rows 0 to
+`rows` - 1 are the live ones: the next sample's prompt, prefilled once, is copied over a row that
+has ended, or the last row is moved into its place, so nothing is computed for ended samples.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+# Positions the span is rounded up to: few distinct shapes (each costs the matrix kernels a set-up)
+# and masks aligned as the fused kernels want them.
+GRAIN = 16
+
+
+def _grains(length: int) -> int:
+    return -(-length // GRAIN) * GRAIN
+
+
+@dataclass(frozen=True, eq=False)
+class Prefill:
+    """Prompts run through the model once: their keys and values, and the logits after each."""
+
+    cache: DynamicCache
+    logits: Tensor
+
+
+def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefill:
+    """One pass over `prompts`, padded on the right, where causal attention hides the padding."""
+    device = model.get_input_embeddings().weight.device
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])
+    lasts = sorted({len(prompt) - 1 for prompt in prompts})
+    cache = DynamicCache()
+    logits = model(
+        input_ids=ids.to(device),
+        position_ids=torch.arange(width, device=device).expand(len(prompts), -1),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=torch.tensor(lasts, device=device),
+    ).logits
+    # A model that does not know `logits_to_keep` returns every position.
+    at = lasts if logits.shape[1] == len(lasts) else range(width)
+    where = [at.index(len(prompt) - 1) for prompt in prompts]
+    return Prefill(cache, logits[list(range(len(prompts))), where])
+
+
+class SlotCache(Cache):
+    """Keys and values of each layer as [slots, heads, capacity, head size]."""
+
+    def __init__(self, slots: int, *, room: int, most: int, device: torch.device) -> None:
+        """Rows for `slots` samples of `room` positions at first, doubled up to `most`."""
+        super().__init__(layers=[])
+        self.slots = slots
+        self.capacity = _grains(room)
+        self.most = _grains(most)
+        self.rows = slots
+        self.span = 0
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._numbers = torch.arange(max(slots, self.capacity), device=device)
+        self._row_index = self._numbers[:slots]
+        self._positions = self._row_index
+
+    def fill(self, slots: Sequence[int], source: DynamicCache, which: Sequence[int]) -> None:
+        """Copy rows `which` of a prefill into `slots`; `slots` may name one row several times."""
+        layers: list[Any] = source.layers
+        if not self.keys:
+            for layer in layers:
+                self.keys.append(self._room(layer.keys))
+                self.values.append(self._room(layer.values))
+        length = layers[0].keys.shape[2]
+        self._grow(length)
+        self.span = max(self.span, length)
+        to = torch.tensor(slots, device=self._numbers.device)
+        of = torch.tensor(which, device=self._numbers.device)
+        for layer, keys, values in zip(layers, self.keys, self.values, strict=True):
+            keys[to, :, :length] = layer.keys[of]
+            values[to, :, :length] = layer.values[of]
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy rows `sources` over rows `targets`."""
+        for held in (*self.keys, *self.values):
+            held[targets, :, : self.span] = held[sources, :, : self.span]
+
+    def step(self, positions: Tensor, longest: int) -> Tensor:
+        """Get ready to write at `positions`, of which `longest` is the largest; returns the mask.
+
+        The mask is additive [rows, 1, 1, span], which every attention implementation takes.
+        """
+        self._grow(longest + 1)
+        self.span = _grains(longest + 1)
+        self._positions = positions
+        self._row_index = self._numbers[: self.rows]
+        hidden = self._numbers[: self.span] > positions[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self.keys[0].dtype, device=hidden.device)
+        return mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)[:, None, None]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys[self._row_index, :, self._positions] = key_states[:, :, 0]
+        values[self._row_index, :, self._positions] = value_states[:, :, 0]
+        return keys[: self.rows, :, : self.span], values[: self.rows, :, : self.span]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.span - 1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.span, 0
+
+    def _room(self, like: Tensor) -> Tensor:
+        # Zeros: hidden positions weigh 0, and 0 times whatever memory held could be a NaN.
+        _, heads, _, size = like.shape
+        return like.new_zeros(self.slots, heads, self.capacity, size)
+
+    def _grow(self, needed: int) -> None:
+        if needed <= self.capacity:
+            return
+        used, self.capacity = self.capacity, max(_grains(needed), min(2 * self.capacity, self.most))
+        self._numbers = torch.arange(max(self.slots, self.capacity), device=self._numbers.device)
+        for held in (self.keys, self.values):
+            for layer, old in enumerate(held):
+                held[layer] = self._room(old)
+                held[layer][:, :, :used] = old
+
+
+def attention_window(model: Any) -> int | None:
+    """The shortest span that a layer attends to, None where all see everything.
+
+    Refuses a model whose layers keep anything but plain keys and values, one pair a position.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = base.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    odd = sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"})
+    if getattr(base, "_is_stateful", False):
+        odd.append("a recurrent state")
+    if getattr(config, "is_encoder_decoder", False):
+        odd.append("an encoder")
+    if getattr(config, "num_kv_shared_layers", 0):
+        odd.append("keys shared between layers")
+    given = inspect.signature(base.forward).parameters
+    if "position_ids" not in given or getattr(config, "alibi", False):
+        odd.append("positions that cannot be given")
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        odd.append("an adapter of virtual tokens")
+    if odd:
+        raise ValueError(
+            f"{type(base).__name__} has {', '.join(odd)}; this sampler needs a decoder whose "
+            "layers all use plain attention"
+        )
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"{type(base).__name__} runs `{config._attn_implementation}` attention; load it with "
+            "attn_implementation='sdpa' (or 'eager') to sample from it"
+        )
+    windows = {
+        "sliding_attention": getattr(config, "sliding_window", None),
+        "chunked_attention": getattr(config, "attention_chunk_size", None),
+    }
+    if not kinds and getattr(config, "use_sliding_window", True):
+        kinds = {"sliding_attention"}
+    return min((window for kind in kinds if (window := windows.get(kind))), default=None)

@@ -1,0 +1,109 @@
+"""The `reward_model` body: Bradley-Terry on preference pairs with TRL's RewardTrainer.
+
+The trainer's score is beta times the reward, so that P(chosen preferred) = sigmoid(beta (r_chosen - r_rejected));
+the head is divided by beta before it is saved.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import set_seed
+from trl import RewardConfig, RewardTrainer
+
+from registry.language_models import ADAPTER, WEIGHTS, load_language_model
+from registry.methods.comparison import accuracy, interval
+from registry.reward_models import logits, with_score_head
+from registry.rows import Pair
+from tasks.inputs import pairs_of
+from tasks.job import Job, Result
+from tasks.threads import use_threads
+from tasks.training import (
+    Report,
+    allowed_dropped,
+    arguments,
+    history,
+    lora_config,
+    pad_apart,
+    tokenised,
+)
+
+
+def train_reward_model(job: Job) -> Result:
+    """Trains, tests and writes the adapter with its head (or all weights)."""
+    use_threads(job.execution)
+    set_seed(job.seed)
+    full = job.entry.lora is None
+    base = load_language_model(job.one("from"), precision="fp32" if full else None)
+    model = with_score_head(base.model, job.seed)
+    where = f"data.{job.one('data').name}"
+    sides = ["chosen", "rejected"]
+    rows, dropped = tokenised(
+        base.tokenizer, pairs_of(job.one("data")), sides, job.entry, where, allowed_dropped(job)
+    )
+    columns = [{"chosen_ids": c[0] + c[1], "rejected_ids": r[0] + r[1]} for c, r in rows]
+    pad_apart(base.tokenizer, [ids for c in columns for ids in c.values()])
+    config = arguments(job, job.out / "scratch", len(columns), base.precision)
+    center = job.entry.center / job.entry.beta**2 or None
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(**config, center_rewards_coefficient=center),
+        train_dataset=Dataset.from_list(columns),
+        processing_class=base.tokenizer,
+        peft_config=lora_config(job.entry, "SEQ_CLS", modules_to_save=["score"]),
+        callbacks=[Report(job.log)],
+    )
+    trainer.train()
+    _divide_head(trainer.model, job.entry.beta)
+    trainer.model.save_pretrained(job.out / (WEIGHTS if full else ADAPTER), safe_serialization=True)
+    metrics = {"pairs": float(len(columns)), "dropped_too_long": float(dropped)}
+    metrics |= history(trainer, job.out)
+    for slot in job.many("test"):
+        metrics |= _test(trainer.model.eval(), base.tokenizer, pairs_of(slot), job)
+    return Result(metrics)
+
+
+def _divide_head(model: Any, beta: float) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("score.weight") or name.endswith("score.modules_to_save.default.weight"):
+                parameter /= beta
+
+
+def _test(model: Any, tokenizer: Any, pairs: list[Pair], job: Job) -> dict[str, float]:
+    """Accuracy on held-out pairs beside the rule that the answer with more characters wins."""
+    kept, _ = tokenised(
+        tokenizer,
+        pairs,
+        ["chosen", "rejected"],
+        job.entry.model_copy(update={"too_long": "truncate_left"}),
+        "test",
+        "100%",
+    )
+    rows = [prompt + answer for pair in kept for prompt, answer in pair]
+    scores = logits(
+        model,
+        rows,
+        batch=job.execution.rows,
+        on_progress=lambda done, total: job.log.progress(done, total, "test answers"),
+    )[:, 0]
+    chosen, rejected = scores[0::2].numpy().astype(float), scores[1::2].numpy().astype(float)
+    lengths = np.array([[len(p.chosen), len(p.rejected)] for p in pairs], dtype=float)
+    right = accuracy(chosen, rejected)
+    longer = accuracy(lengths[:, 0], lengths[:, 1])
+    found = {"test/pairs": float(len(pairs))}
+    for name, values in (
+        ("accuracy", right),
+        ("length_baseline", longer),
+        ("accuracy_minus_length_baseline", right - longer),
+    ):
+        measured = interval(values, confidence=0.95, resamples=2000, seed=job.seed)
+        found |= {f"test/{name}": measured.estimate, f"test/{name}_low": measured.low, f"test/{name}_high": measured.high}
+    margin = chosen - rejected
+    beta = job.entry.beta
+    found["test/loss"] = float(np.logaddexp(0, -beta * margin).mean())
+    found["test/mean_margin"] = float(margin.mean())
+    return found

@@ -1,0 +1,54 @@
+"""The `sft` body: supervised fine-tuning on the chosen answers with TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from transformers import set_seed
+from trl import SFTConfig, SFTTrainer
+
+from registry.language_models import ADAPTER, WEIGHTS, load_language_model
+from tasks.inputs import pairs_of
+from tasks.job import Job, Result
+from tasks.threads import use_threads
+from tasks.training import (
+    Report,
+    allowed_dropped,
+    arguments,
+    history,
+    lora_config,
+    pad_apart,
+    tokenised,
+)
+
+
+def train_sft(job: Job) -> Result:
+    """Trains and writes the adapter (or all weights)."""
+    use_threads(job.execution)
+    set_seed(job.seed)
+    full = job.entry.lora is None
+    base = load_language_model(job.one("from"), precision="fp32" if full else None)
+    rows, dropped = tokenised(
+        base.tokenizer,
+        pairs_of(job.one("data")),
+        ["chosen"],
+        job.entry,
+        f"data.{job.one('data').name}",
+        allowed_dropped(job),
+    )
+    columns = [
+        {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+        for ((prompt, answer),) in rows
+    ]
+    pad_apart(base.tokenizer, [c["input_ids"] for c in columns])
+    trainer = SFTTrainer(
+        model=base.model,
+        args=SFTConfig(**arguments(job, job.out / "scratch", len(columns), base.precision)),
+        train_dataset=Dataset.from_list(columns),
+        processing_class=base.tokenizer,
+        peft_config=lora_config(job.entry, "CAUSAL_LM"),
+        callbacks=[Report(job.log)],
+    )
+    trainer.train()
+    trainer.model.save_pretrained(job.out / (WEIGHTS if full else ADAPTER), safe_serialization=True)
+    metrics = {"rows": float(len(columns)), "dropped_too_long": float(dropped)}
+    return Result(metrics | history(trainer, job.out))

@@ -1,0 +1,139 @@
+"""A study beside its store: every node as the artifact it is or will be. Imports neither Prefect nor MLflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry import facts as leaf_facts
+from registry.artifacts import Artifact
+from registry.home import study_folder
+from registry.models import CATALOGUE, packaged_fingerprint
+from registry.store import Stored, find, folder_of
+from specs.models import Model
+from specs.plan import Fact, Planned, Step, plan, steps
+from specs.problems import Path as SpecPath
+from specs.sources import origin
+from specs.study import Study
+
+LAST = "last.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task builds: its place in the store and the payload of its identity."""
+
+    name: str
+    kind: str
+    fingerprint: str
+    payload: Mapping[str, Any]
+
+
+@dataclass
+class View:
+    """See the module."""
+
+    study: Study
+    home: Path
+    folder: Path
+    """The spec's folder, where Python rewards may lie."""
+    nodes: dict[str, Step]
+    facts: dict[str, Fact]
+    planned: dict[str, Planned]
+
+    @classmethod
+    def of(
+        cls, study: Study, home: Path, folder: Path, *, offline: bool, forced: frozenset[str] = frozenset()
+    ) -> View:
+        """Looks at the leaves and at the store, and plans."""
+        facts = leaf_facts.gather(study, home, folder, offline=offline)
+        planned = plan(
+            study,
+            facts,
+            lambda step: find(home, step.kind, step.fingerprint) is not None,
+            last_payloads(home, study.name).get,
+            forced,
+        )
+        return cls(study, home, folder, steps(study, facts), facts, {p.step.name: p for p in planned})
+
+    def work(self, name: str) -> Work:
+        step = self.nodes[name]
+        if isinstance(step.node.entry, Model):
+            packaged = CATALOGUE[step.node.entry.source]
+            precision = str(step.payload["facts"]["precision"])
+            return Work(name, "model", packaged_fingerprint(packaged, precision), step.payload)
+        return Work(name, step.kind, step.fingerprint, step.payload)
+
+    def stored(self, name: str) -> Stored | None:
+        """What the store has of a stage or packaged model."""
+        work = self.work(name)
+        return find(self.home, work.kind, work.fingerprint)
+
+    def problems(self) -> list[tuple[SpecPath, str]]:
+        """What cannot be had or used of the leaves that stages need, at the field that names it."""
+        found = leaf_facts.problems(self.study, self.facts)
+        told = {path[:2] for path, _ in found}
+        rows = leaf_facts.row_problems(self.study, {i for name in self.to_build() for i in self._below(name)})
+        return found + [(path, text) for path, text in rows if path[:2] not in told]
+
+    def to_build(self) -> list[str]:
+        """The stages that a run would build."""
+        return [name for name, planned in self.planned.items() if planned.state == "run"]
+
+    def to_fetch(self) -> list[str]:
+        """The packaged models that the run needs and the store lacks."""
+        needed = {i for name in self.to_build() for i in self._below(name)}
+        return [
+            name
+            for name, step in self.nodes.items()
+            if name in needed and is_packaged(step.node.entry) and self.stored(name) is None
+        ]
+
+    def _below(self, name: str) -> set[str]:
+        seen: set[str] = set()
+        stack = [name]
+        while stack:
+            for _, child in self.nodes[stack.pop()].inputs:
+                if child not in seen:
+                    seen.add(child)
+                    stack.append(child)
+        return seen
+
+    def artifact(self, name: str) -> Artifact:
+        """A node as what the stages that refer to it are given."""
+        step = self.nodes[name]
+        by_slot: dict[str, list[Artifact]] = {}
+        for slot, child in step.inputs:
+            by_slot.setdefault(slot, []).append(self.artifact(child))
+        folder = None
+        if step.is_stage or is_packaged(step.node.entry):
+            work = self.work(name)
+            folder = folder_of(self.home, work.kind, work.fingerprint)
+        return Artifact(
+            name=name.split(".")[0] if step.node.part else name,
+            entry=step.node.entry,
+            payload=step.payload,
+            fingerprint=step.fingerprint,
+            part=step.node.part,
+            folder=folder,
+            inputs={slot: tuple(some) for slot, some in by_slot.items()},
+        )
+
+
+def is_packaged(entry: Any) -> bool:
+    """Whether this is a catalogue model that a package carries."""
+    if not isinstance(entry, Model) or entry.via != "package":
+        return False
+    return origin(entry.source, entry.revision) == "catalogue"
+
+
+def last_payloads(home: Path, study: str) -> dict[str, Any]:
+    """The payloads that the study's stages had when they last finished, by name."""
+    try:
+        loaded = json.loads((study_folder(home, study) / LAST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
