@@ -5,7 +5,6 @@ It submits the plan in order and waits; what a stage is and does is the business
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.report import write_report
 from registry.home import make_home
-from specs.base import expand_environment
 from specs.evaluation import Evaluate, meets
 from specs.study import Graph, Study, entries, resolved_expectations
 from tasks import child, gpus
 from tasks.evaluation_table import named
 from tasks.observer import observer
+from tasks.places import tracking_place
 from tasks.session import Session
 from tasks.step import explain, run_step
 from tasks.tracking import Tracker
@@ -44,7 +43,11 @@ def align(study: Study, folder: str = ".", offline: bool = False, force: list[st
     for name in (*session.to_fetch(), *session.planned):
         upstream = [futures[i] for _, i in session.nodes[name].inputs if i in futures]
         futures[name] = step.submit(name, session, wait_for=upstream)
-    wait(list(futures.values()))
+    try:
+        wait(list(futures.values()))
+    except BaseException:  # SIGTERM reaches this thread as one: the stages' processes are to end too
+        child.stopping.set()
+        raise
     return close_session(session, {name: future.state for name, future in futures.items()})
 
 
@@ -63,15 +66,6 @@ def open_session(study: Study, folder: Path, offline: bool, force: frozenset[str
     spec = study.model_dump(mode="json", exclude_unset=True)
     tracker.start_parent(study.name, tags, spec)
     return Session(**vars(view), tracker=tracker, tags=tags, observe=observer.get())
-
-
-def tracking_place(study: Study, home: Path) -> tuple[str, Path | None]:
-    """The MLflow URI and, for the SQLite default, where its artifacts go."""
-    if study.tracking.uri:
-        return expand_environment(study.tracking.uri, os.environ), None
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return os.environ["MLFLOW_TRACKING_URI"], None
-    return f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts"
 
 
 def _make_limit(name: str, slots: int) -> None:

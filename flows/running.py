@@ -20,6 +20,7 @@ from registry.home import make_home
 from specs.load import Loaded
 from specs.problems import SpecError, UnfitError
 from tasks import child
+from tasks.places import tracking_place
 from tasks.observer import observer
 from tasks.view import View
 
@@ -42,6 +43,9 @@ def run(loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet
     log = home / "logs" / study.name / "run.log"
     with ExitStack() as stack:
         out, err = stack.enter_context(own_lines_only(log))
+        uri, _ = tracking_place(study, home)
+        if problem := server.mlflow_problem(uri):
+            raise UnfitError(problem)
         configured = server.configured_url(Path.cwd())
         if configured:
             server.require(configured)

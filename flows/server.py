@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from specs.problems import UnfitError
+from specs.problems import UnfitError, without_password
 
 STARTUP = 120.0  # seconds; the first start of a new Prefect home runs its migrations
 
@@ -57,6 +57,18 @@ def require(url: str) -> None:
         raise UnfitError(
             f"no Prefect server answers at {url}; start it, or unset PREFECT_API_URL to use a temporary one"
         )
+
+
+def mlflow_problem(uri: str) -> str | None:
+    """Why the MLflow server at `uri` cannot be used, or None. Databases are tried when they are opened."""
+    if not uri.startswith("http"):
+        return None
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            return None
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return f"no MLflow server answers at {without_password(uri)} ({reason}); start it, or unset MLFLOW_TRACKING_URI for SQLite"
 
 
 @contextmanager

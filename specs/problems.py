@@ -6,6 +6,7 @@ carries all of them at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -72,6 +73,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean `x`?` for the nearest of `known`, else an empty text."""
     close = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def without_password(text: str) -> str:
+    """`text` with the password of any address in it taken out."""
+    return re.sub(r"://([^:/@\s]*):[^@/\s]+@", r"://\1:***@", text)
 
 
 class UserError(Exception):

@@ -7,22 +7,20 @@ plain policy's answers are the first of both.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import decode_answer, encode_prompt
 from registry.language_models import context_length, load_language_model
-from registry.rewards import scorer
 from registry.rows import Prompt
 from specs.execution import Execution
 from specs.generation import DecodeBestOfN, DecodeGreedy, DecodeSample
 from specs.problems import UserError
 from tasks.job import Log
+from tasks.memory import free_memory
 from tasks.sampler import sample
+from tasks.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,7 @@ def answer(
     seed: int,
     execution: Execution,
     log: Log,
+    scores: Scores,
 ) -> list[list[list[Answer]]]:
     """`[policy][prompt][sample]`. One model is in memory at a time."""
     rules = [rule_of(policy) for policy in policies]
@@ -81,7 +80,7 @@ def answer(
         draws = 1 if group[0].temperature == 0 else samples * max(r.n for r in group)
         candidates[source] = _draw(group[0], prompts, draws, max_new_tokens, seed, execution, log)
         free_memory()
-    return [_choose(rule, prompts, candidates[rule.source], samples, execution) for rule in rules]
+    return [_choose(rule, prompts, candidates[rule.source], samples, scores) for rule in rules]
 
 
 def _draw(
@@ -126,27 +125,24 @@ def _choose(
     prompts: Sequence[Prompt],
     candidates: list[list[Answer]],
     samples: int,
-    execution: Execution,
+    scores: Scores,
 ) -> list[list[Answer]]:
     """Sample s of a rule looks at the draws s, s + S, s + 2S, ... of S samples: nested in n."""
     if rule.temperature == 0:
         return [row * samples for row in candidates]
-    if rule.reward is None:
-        return [row[:samples] for row in candidates]
     kept = [row[: samples * rule.n] for row in candidates]
-    score = scorer(rule.reward, batch=execution.rows)
-    flat = score(
-        [p.messages for p, row in zip(prompts, kept, strict=True) for _ in row],
-        [a.text for row in kept for a in row],
-    )
-    free_memory()
-    scores = iter(flat)
-    chosen = []
-    for row in kept:
-        values = [next(scores) for _ in row]
-        best = [max(range(s, len(row), samples), key=lambda j: (values[j], -j)) for s in range(samples)]
-        chosen.append([row[j] for j in best])
-    return chosen
+    if rule.reward is None:
+        return kept
+    rewards = scores.of(rule.reward, prompts, [[a.text for a in row] for row in kept])
+    return [
+        [row[best_draw(values, s, samples)] for s in range(samples)]
+        for row, values in zip(kept, rewards, strict=True)
+    ]
+
+
+def best_draw(rewards: Sequence[float], sample: int, samples: int) -> int:
+    """The draw of highest reward among those of `sample`, the first on a tie."""
+    return max(range(sample, len(rewards), samples), key=lambda j: (rewards[j], -j))
 
 
 def keys(prompts: Sequence[Prompt]) -> list[str]:
@@ -157,9 +153,3 @@ def keys(prompts: Sequence[Prompt]) -> list[str]:
         seen[prompt.id] = seen.get(prompt.id, -1) + 1
         result.append(f"{prompt.id}/{seen[prompt.id]}")
     return result
-
-
-def free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.artifacts import Artifact
 from registry.methods.comparison import Interval, interval, win_rates
-from registry.rewards import scorer
 from registry.rows import Prompt
-from tasks.answers import Answer, answer, free_memory
+from tasks.answers import Answer, answer
 from tasks.evaluation_table import EVALUATION, GENERATIONS
 from tasks.inputs import prompts_of, write_lines
 from tasks.job import Job, Result
+from tasks.scores import Scores
 from tasks.threads import use_threads
 
 Array = NDArray[np.float64]
@@ -36,6 +35,7 @@ def evaluate(job: Job) -> Result:
     if reference is None:
         reference = len(policies)
         policies.append(job.one("against"))
+    known = Scores(job.execution, job.log)
     answers = answer(
         policies,
         prompts,
@@ -44,8 +44,10 @@ def evaluate(job: Job) -> Result:
         seed=job.seed,
         execution=job.execution,
         log=job.log,
+        scores=known,
     )
-    rewards = [_scores(r, prompts, answers, job) for r in job.many("rewards")]
+    texts = [[[a.text for a in row] for row in rows] for rows in answers]
+    rewards = [[np.array(known.of(r, prompts, rows)) for rows in texts] for r in job.many("rewards")]
 
     def measured(values: Array) -> Interval:
         return interval(
@@ -82,24 +84,6 @@ def evaluate(job: Job) -> Result:
     (job.out / EVALUATION).write_text(text + "\n", encoding="utf-8")
     write_lines(job.out / GENERATIONS, _generations(prompts, answers, rewards))
     return Result()
-
-
-def _scores(
-    reward: Artifact, prompts: Sequence[Prompt], answers: list[list[list[Answer]]], job: Job
-) -> list[Array]:
-    """`[policy]` of `[prompts, samples]`. An answer that several policies gave is scored once."""
-    places: dict[tuple[int, str], None] = {
-        (p, a.text): None for rows in answers for p, row in enumerate(rows) for a in row
-    }
-    job.log.note(f"scoring {len(places)} answers")
-    values = scorer(reward, batch=job.execution.rows)(
-        [prompts[p].messages for p, _ in places], [text for _, text in places]
-    )
-    free_memory()
-    scored = dict(zip(places, values, strict=True))
-    return [
-        np.array([[scored[p, a.text] for a in row] for p, row in enumerate(rows)]) for rows in answers
-    ]
 
 
 def _generations(

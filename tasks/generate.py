@@ -6,11 +6,12 @@ import json
 from statistics import fmean
 
 from registry.methods.preferences import pairs_by_reward
-from registry.rewards import scorer
+from registry.rows import Prompt
 from specs.problems import UserError
 from tasks.answers import answer
 from tasks.inputs import PAIRS, RESPONSES, prompts_of, read_lines, write_lines
 from tasks.job import Job, Result
+from tasks.scores import Scores
 from tasks.threads import use_threads
 
 
@@ -26,6 +27,7 @@ def sample_responses(job: Job) -> Result:
         seed=job.seed,
         execution=job.execution,
         log=job.log,
+        scores=Scores(job.execution, job.log),
     )
     rows = [
         {
@@ -54,15 +56,9 @@ def label_responses(job: Job) -> Result:
     folder = job.one("responses").folder
     assert folder is not None
     rows = list(read_lines(folder / RESPONSES))
-    score = scorer(job.one("reward"), batch=job.execution.rows)
+    prompts = [Prompt(tuple(row["prompt"])) for row in rows]
     texts = [[r["text"] for r in row["responses"]] for row in rows]
-    flat = iter(
-        score(
-            [row["prompt"] for row, some in zip(rows, texts, strict=True) for _ in some],
-            [t for some in texts for t in some],
-        )
-    )
-    rewards = [[next(flat) for _ in some] for some in texts]
+    rewards = Scores(job.execution, job.log).of(job.one("reward"), prompts, texts)
     pairs = []
     without = 0
     for row, some, values in zip(rows, texts, rewards, strict=True):

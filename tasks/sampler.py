@@ -62,12 +62,10 @@ class _Request:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return torch.device(self.model.get_input_embeddings().weight.device)
 
     def draw(self, logits: Tensor, u: Tensor) -> Tensor:
-        return inverse_cdf(
-            logits, u, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
-        )
+        return inverse_cdf(logits, u, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
 @dataclass
@@ -244,8 +242,7 @@ class _Batch:
     def _numbers(self, seats: list[_Seat]) -> Tensor:
         request = self.request
         streams = [
-            uniforms(request.seed, request.keys[seat.prompt], seat.number, request.max_new_tokens)
-            for seat in seats
+            uniforms(request.seed, request.keys[seat.prompt], seat.number, request.max_new_tokens) for seat in seats
         ]
         return torch.from_numpy(np.stack(streams)).to(self.u.device)
 
@@ -289,8 +286,7 @@ def _check(request: _Request) -> None:
         parts = f"prompt {key}: {len(prompt)} tokens and {request.max_new_tokens} new ones"
         if limit is not None and needed > limit:
             raise ValueError(
-                f"{parts} are more than the model's {limit} positions; shorten the prompt or "
-                "lower max_new_tokens"
+                f"{parts} are more than the model's {limit} positions; shorten the prompt or lower max_new_tokens"
             )
         if window is not None and needed > window:
             raise ValueError(

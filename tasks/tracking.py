@@ -25,7 +25,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from specs.problems import UnfitError
+from specs.problems import UnfitError, without_password
 
 MAX_TABLE_ROWS = 500
 MAX_ARTIFACT_BYTES = 10_000_000
@@ -158,13 +158,6 @@ class Tracker:
             if brief not in self.lost:
                 self.lost.append(brief)
             return None
-
-
-def without_password(text: str) -> str:
-    """`text` with the password of any address in it taken out."""
-    import re
-
-    return re.sub(r"://([^:/@\s]+):[^@/\s]+@", r"://\1:***@", text)
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -33,9 +33,7 @@ def uniforms(seed: int, key: str, sample: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=words)).random(count)
 
 
-def inverse_cdf(
-    logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
-) -> Tensor:
+def inverse_cdf(logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """The token of each row of `logits` [rows, vocabulary] at its number in `u` [rows].
 
     Temperature 0 is greedy (lowest index among equals). `top_k` (0: off) keeps the k most probable

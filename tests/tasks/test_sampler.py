@@ -53,7 +53,7 @@ def qwen2() -> Any:
 
 
 def gpt2() -> Any:
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
     config = GPT2Config(vocab_size=VOCABULARY, initializer_range=0.3, **sizes)
     return GPT2LMHeadModel(config)
 
@@ -85,9 +85,7 @@ def fixed_weights() -> None:
 def ragged(count: int, longest: int = 11) -> list[list[int]]:
     generator = torch.Generator().manual_seed(count)
     lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
-    return [
-        torch.randint(0, VOCABULARY, (length,), generator=generator).tolist() for length in lengths
-    ]
+    return [torch.randint(0, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
 
 
 def names(prompts: list[list[int]]) -> list[str]:
@@ -111,7 +109,7 @@ def generate_greedily(model: Any, prompt: list[int], eos_ids: list[int], new: in
     settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": new, "pad_token_id": 0}
     settings["eos_token_id"] = eos_ids or None
     out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
-    return out[0, len(prompt) :].tolist()
+    return list(out[0, len(prompt) :].tolist())
 
 
 def some_eos(model: Any, prompts: list[list[int]], new: int) -> list[int]:
@@ -120,9 +118,7 @@ def some_eos(model: Any, prompts: list[list[int]], new: int) -> list[int]:
     return [first[3], second[8]]
 
 
-@pytest.mark.parametrize(
-    "build", [llama, eager_llama, qwen2, gpt2, gpt_neox, lora, lambda: mistral(64)]
-)
+@pytest.mark.parametrize("build", [llama, eager_llama, qwen2, gpt2, gpt_neox, lora, lambda: mistral(64)])
 def test_greedy_samples_are_those_of_generate(build: Callable[[], Any]) -> None:
     model = build()
     prompts = ragged(21)
@@ -160,9 +156,7 @@ def test_samples_do_not_depend_on_the_batch(rule: dict[str, Any]) -> None:
     order = torch.randperm(19, generator=torch.Generator().manual_seed(2)).tolist()
     mixed = run(model, [prompts[i] for i in order], keys=[keys[i] for i in order], rows=5, **rule)
     assert mixed == [drawn[i] for i in order]
-    halves = [
-        run(model, prompts[part], keys=keys[part], **rule) for part in (slice(7), slice(7, None))
-    ]
+    halves = [run(model, prompts[part], keys=keys[part], **rule) for part in (slice(7), slice(7, None))]
     assert halves[0] + halves[1] == drawn
 
 
@@ -301,16 +295,14 @@ def test_a_sliding_window_is_refused_unless_everything_fits_inside() -> None:
 
 def test_a_recurrent_model_is_refused() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1))
-    with pytest.raises(ValueError, match="MambaForCausalLM has .*a recurrent state"):
+    with pytest.raises(ValueError, match=r"MambaForCausalLM has .*a recurrent state"):
         run(model, [[1]])
 
 
 def test_logits_that_are_not_finite_are_reported_with_their_prompt() -> None:
     model = llama()
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
-    with pytest.raises(
-        ValueError, match="prompt prompt-0: the model gave logits that are not finite"
-    ):
+    with pytest.raises(ValueError, match="prompt prompt-0: the model gave logits that are not finite"):
         run(model, [[1]])
 
 

@@ -1,0 +1,35 @@
+"""Scores of answers, each computed once: best-of-N and the evaluation that judges it ask for the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from registry.artifacts import Artifact
+from registry.rewards import scorer
+from registry.rows import Prompt
+from specs.execution import Execution
+from tasks.job import Log
+from tasks.memory import free_memory
+
+
+class Scores:
+    """Remembers every score by reward, prompt and text. One reward is in memory at a time."""
+
+    def __init__(self, execution: Execution, log: Log):
+        self._execution, self._log = execution, log
+        self._known: dict[tuple[str, str, str], float] = {}
+
+    def of(self, reward: Artifact, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        """`[prompt][answer]` for the answers to each prompt."""
+        pairs = [(prompt, text) for prompt, row in zip(prompts, answers, strict=True) for text in row]
+        keys = [(reward.fingerprint, prompt.id, text) for prompt, text in pairs]
+        new = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._known}
+        if new:
+            self._log.note(f"scoring {len(new):,} answers by {reward.name}")
+            score = scorer(reward, batch=self._execution.rows)
+            values = score([p.messages for p, _ in new.values()], [text for _, text in new.values()])
+            self._known |= dict(zip(new, values, strict=True))
+            del score
+            free_memory()
+        found = (self._known[key] for key in keys)
+        return [[next(found) for _ in row] for row in answers]

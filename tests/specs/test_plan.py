@@ -1,0 +1,189 @@
+"""Identity and the plan: what moves a fingerprint, what does not, and what a run would do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specs.load import load
+from specs.plan import Fact, canonical, changes, plan, steps
+from specs.study import Study
+
+BASE = {
+    "version": 1,
+    "name": "s",
+    "seed": 3,
+    "models": {"base": {"source": "m"}},
+    "data": {"p": {"source": "./p.jsonl", "format": "prompt", "split": {"train": 8, "eval": 4}}},
+    "rewards": {"gold": {"kind": "lexicon"}, "mix": {"kind": "weighted", "of": {"gold": 0.7, "rm": 0.3}}},
+    "stages": {
+        "rolls": {"do": "sample", "from": "base", "prompts": "p.train", "samples": 4},
+        "pairs": {"do": "label", "responses": "rolls", "reward": "gold"},
+        "rm": {"do": "reward_model", "from": "base", "data": "pairs"},
+        "bon": {"do": "decode", "method": "best_of_n", "from": "base", "reward": "mix", "n": 4},
+        "table": {
+            "do": "evaluate", "policies": ["base", "bon"], "against": "base", "prompts": "p.eval", "rewards": ["rm", "gold"],
+        },
+    },
+}  # fmt: skip
+FACTS = {
+    "base": Fact({"sha256": "a"}, ("source",)),
+    "p.train": Fact({"sha256": "b"}, ("source",)),
+    "p.eval": Fact({"sha256": "b"}, ("source",)),
+}
+
+
+def study(*edits: tuple[str, object]) -> Study:
+    """The study above with values written at dotted paths."""
+    tree = json.loads(json.dumps(BASE))
+    for path, value in edits:
+        *inner, last = path.split("/")
+        node = tree
+        for key in inner:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return Study.model_validate(tree)
+
+
+def prints(*edits: tuple[str, object], facts: dict[str, Fact] = FACTS) -> dict[str, str]:
+    return {name: step.fingerprint for name, step in steps(study(*edits), facts).items()}
+
+
+def moved(*edits: tuple[str, object]) -> set[str]:
+    before, after = prints(), prints(*edits)
+    return {name for name in before if before[name] != after[name]}
+
+
+RUNTIME = [
+    ("execution/gpus", 2),
+    ("execution/threads", 1),
+    ("execution/rows", 8),
+    ("execution/micro_batch", 1),
+    ("execution/retries", 0),
+    ("execution/timeout", "2h"),
+    ("tracking/experiment", "other"),
+    ("tracking/uri", "http://x"),
+    ("schedule", {"cron": "0 2 * * *"}),
+    ("name", "other"),
+    ("data/p/max_dropped", "5%"),
+    ("rewards/gold/use", "any"),
+    ("stages/table/expect", {"bon": {"length": "> 1"}}),
+]
+IDENTITY = [
+    ("seed", 4, {"rolls", "pairs", "rm", "mix", "bon", "table"}),
+    ("models/base/template", "hh", {"base", "rolls", "pairs", "rm", "mix", "bon", "table"}),
+    ("data/p/split/train", 6, {"p.train", "p.eval", "rolls", "pairs", "rm", "mix", "bon", "table"}),
+    ("stages/rolls/samples", 5, {"rolls", "pairs", "rm", "mix", "bon", "table"}),
+    ("stages/rolls/seed", 9, {"rolls", "pairs", "rm", "mix", "bon", "table"}),
+    ("stages/pairs/min_gap", 0.1, {"pairs", "rm", "mix", "bon", "table"}),
+    ("stages/rm/beta", 2.0, {"rm", "mix", "bon", "table"}),
+    ("stages/rm/lora", None, {"rm", "mix", "bon", "table"}),
+    ("rewards/mix/of", {"gold": 0.6, "rm": 0.4}, {"mix", "bon", "table"}),
+    ("stages/bon/n", 8, {"bon", "table"}),
+    ("stages/table/resamples", 500, {"table"}),
+    ("stages/table/budget", {"max_new_tokens": 9}, {"table"}),
+]
+
+
+@given(st.lists(st.sampled_from(RUNTIME), unique_by=lambda e: e[0]))
+@settings(max_examples=40, deadline=None)
+def test_no_combination_of_runtime_settings_moves_any_fingerprint(edits) -> None:
+    assert moved(*edits) == set()
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), IDENTITY, ids=[i[0] for i in IDENTITY])
+def test_an_identity_field_moves_its_stage_and_all_below_and_nothing_else(path, value, expected) -> None:
+    assert moved((path, value)) == expected
+
+
+def test_every_field_of_every_stage_is_in_one_of_the_two_lists_or_a_reference() -> None:
+    """A new field that bears identity by accident, or fails to, is caught by adding it here knowingly."""
+    payload = {n: set(s.payload["spec"]) for n, s in steps(study(), FACTS).items()}
+    assert payload["table"] == {
+        "policies", "against", "prompts", "rewards", "budget", "resamples", "confidence", "seed",
+    }  # fmt: skip
+    assert payload["rm"] == {
+        "from", "data", "test", "beta", "center", "lora", "learning_rate", "warmup_steps", "weight_decay", "epochs",
+        "batch_size", "max_length", "too_long", "seed",
+    }  # fmt: skip
+
+
+def test_names_bear_no_identity() -> None:
+    tree = json.loads(json.dumps(BASE).replace('"bon"', '"other"').replace('"rolls"', '"r"'))
+    renamed = {n: s.fingerprint for n, s in steps(Study.model_validate(tree), FACTS).items()}
+    assert renamed["table"] == prints()["table"]
+    assert renamed["other"] == prints()["bon"]
+
+
+def test_a_leaf_digest_moves_what_reads_it() -> None:
+    other = FACTS | {"p.eval": Fact({"sha256": "c"}, ("source",))}
+    after = prints(facts=other)
+    assert {n for n, p in prints().items() if after[n] != p} == {"p.eval", "table"}
+
+
+def test_a_path_is_no_identity_where_a_digest_is() -> None:
+    assert moved(("data/p/source", "/elsewhere/p.jsonl")) == set()
+
+
+def test_a_kind_version_moves_its_stages(monkeypatch) -> None:
+    from specs.training import RewardModel
+
+    before = prints()
+    monkeypatch.setattr(RewardModel, "version", 2)
+    assert {n for n, p in prints().items() if before[n] != p} == {"rm", "mix", "bon", "table"}
+
+
+def test_defaults_are_hashed_so_writing_one_out_changes_nothing() -> None:
+    assert moved(("stages/rm/epochs", 1.0)) == set()
+
+
+def test_canonical_json_refuses_what_is_not_finite() -> None:
+    assert canonical({"b": 1, "a": [1.0, "é"]}) == '{"a":[1.0,"é"],"b":1}'
+    with pytest.raises(ValueError, match="Out of range"):
+        canonical({"a": float("nan")})
+
+
+def test_the_plan_is_in_an_order_in_which_inputs_come_first() -> None:
+    tree = json.loads(json.dumps(BASE))
+    tree["stages"] = dict(reversed(tree["stages"].items()))
+    planned = [p.step.name for p in plan(Study.model_validate(tree), FACTS, lambda step: False)]
+    assert planned == ["rolls", "pairs", "rm", "bon", "table"]
+
+
+def test_a_plan_tells_cached_run_and_blocked_and_why() -> None:
+    facts = FACTS | {"p.eval": Fact(problem="no such file")}
+    before = {n: dict(s.payload) for n, s in steps(study(), FACTS).items()}
+    stored = {"rolls"}
+    planned = plan(study(("stages/rm/beta", 2.0)), facts, lambda s: s.name in stored, before.get)
+    assert {p.step.name: (p.state, p.why) for p in planned} == {
+        "rolls": ("cached", "stored"),
+        "pairs": ("run", "its artifact is gone"),
+        "rm": ("run", "changed: beta 1.0 -> 2.0"),
+        "bon": ("run", "changed: reward (mix)"),
+        "table": ("blocked", "no such file"),
+    }
+
+
+def test_force_runs_a_stored_stage() -> None:
+    planned = plan(study(), FACTS, lambda s: True, forced=frozenset({"rm"}))
+    assert {p.step.name: p.state for p in planned if p.state != "cached"} == {"rm": "run"}
+
+
+def test_changes_lists_leaves() -> None:
+    assert changes({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3, "d": 4}}) == [
+        (("a", "c"), 2, 3),
+        (("a", "d"), None, 4),
+    ]
+
+
+def test_a_plan_of_a_thousand_stages_deep_does_not_recurse(tmp_path: Path) -> None:
+    text = "version: 1\nname: deep\nmodels: {m: {source: m}}\ndata: {d: {source: q, format: preference}}\nstages:\n"
+    text += "".join(f"  s{i}: {{do: sft, from: {'m' if i == 0 else f's{i - 1}'}, data: d}}\n" for i in range(2000))
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    planned = plan(load(path).study, {}, lambda step: False)
+    assert len({p.step.fingerprint for p in planned}) == 2000
