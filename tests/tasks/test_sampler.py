@@ -9,23 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
-
 from registry.methods.draws import inverse_cdf, uniforms
 from tasks.sampler import Positions, Sample, sample
 
@@ -45,25 +30,25 @@ LLAMA: dict[str, Any] = {
 
 
 def llama(**changes: Any) -> Any:
-    return LlamaForCausalLM(LlamaConfig(**LLAMA | changes))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA | changes))
 
 
 def qwen2() -> Any:
-    return Qwen2ForCausalLM(Qwen2Config(**LLAMA))
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**LLAMA))
 
 
 def gpt2() -> Any:
     sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
-    config = GPT2Config(vocab_size=VOCABULARY, initializer_range=0.3, **sizes)
-    return GPT2LMHeadModel(config)
+    config = transformers.GPT2Config(vocab_size=VOCABULARY, initializer_range=0.3, **sizes)
+    return transformers.GPT2LMHeadModel(config)
 
 
 def gpt_neox() -> Any:
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**LLAMA | {"num_key_value_heads": 4}))
+    return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**LLAMA | {"num_key_value_heads": 4}))
 
 
 def mistral(window: int) -> Any:
-    return MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=window))
+    return transformers.MistralForCausalLM(transformers.MistralConfig(**LLAMA, sliding_window=window))
 
 
 def eager_llama() -> Any:
@@ -294,7 +279,7 @@ def test_a_sliding_window_is_refused_unless_everything_fits_inside() -> None:
 
 
 def test_a_recurrent_model_is_refused() -> None:
-    model = MambaForCausalLM(MambaConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1))
+    model = transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1))
     with pytest.raises(ValueError, match=r"MambaForCausalLM has .*a recurrent state"):
         run(model, [[1]])
 
@@ -308,7 +293,7 @@ def test_logits_that_are_not_finite_are_reported_with_their_prompt() -> None:
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason=f"no stories260K model in {STORIES}")
 def test_a_trained_model_is_sampled_as_generate_would() -> None:
-    model = AutoModelForCausalLM.from_pretrained(STORIES)
+    model = transformers.AutoModelForCausalLM.from_pretrained(STORIES)
     prompts = [[1, *prompt] for prompt in ragged(12)]
     drawn = run(model, prompts, temperature=0, samples=1, max_new_tokens=40, eos_ids=[2])
     for prompt, [one] in zip(prompts, drawn, strict=True):

@@ -1,0 +1,93 @@
+"""Win rates, accuracies and intervals: hand-derived numbers, limits, invariances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.methods.comparison import accuracy, interval, win_rates
+from registry.methods.preferences import pairs_by_reward
+
+
+def test_win_rate_counts_ties_one_half_over_all_pairs() -> None:
+    # Pairs of (1, 2) with (1, 0): 1=1 half, 1>0, 2>1, 2>0: 3.5 of 4.
+    assert win_rates(np.array([[1.0, 2.0]]), np.array([[1.0, 0.0]])).tolist() == [0.875]
+
+
+@given(st.lists(st.lists(st.integers(-3, 3), min_size=4, max_size=4), min_size=1, max_size=8))
+def test_a_policy_against_itself_is_one_half_exactly(rows) -> None:
+    rewards = np.array(rows, dtype=float)
+    assert (win_rates(rewards, rewards) == 0.5).all()
+
+
+@given(st.lists(st.integers(-3, 3), min_size=3, max_size=3), st.lists(st.integers(-3, 3), min_size=5, max_size=5))
+def test_two_policies_share_one_win_between_them(ours, theirs) -> None:
+    a, b = np.array([ours], dtype=float), np.array([theirs], dtype=float)
+    assert win_rates(a, b)[0] + win_rates(b, a)[0] == pytest.approx(1)
+
+
+@given(st.floats(0.1, 10), st.floats(-5, 5))
+def test_win_rates_ignore_the_scale_of_the_reward(scale, shift) -> None:
+    a, b = np.array([[0.0, 1.0, 3.0]]), np.array([[1.0, 2.0, 0.5]])
+    assert (win_rates(a * scale + shift, b * scale + shift) == win_rates(a, b)).all()
+
+
+def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        found = interval(generator.exponential(1.0, 60), confidence=0.9, resamples=500, seed=trial)
+        assert found.low <= found.estimate <= found.high
+        hits += found.low <= 1.0 <= found.high
+    assert 160 <= hits <= 196  # 180 expected; both bounds lie beyond three standard deviations of a binomial
+
+
+def test_an_interval_is_the_same_for_the_same_seed() -> None:
+    values = np.arange(10.0)
+    assert interval(values, confidence=0.95, resamples=200, seed=1) == interval(
+        values, confidence=0.95, resamples=200, seed=1
+    )
+
+
+def test_pairing_narrows_the_interval_of_a_difference() -> None:
+    generator = np.random.default_rng(1)
+    prompts = generator.normal(0, 5, 100)
+    ours, theirs = prompts + 1, prompts + generator.normal(0, 0.1, 100)
+    paired = interval(ours - theirs, confidence=0.95, resamples=500, seed=0)
+    assert paired.high - paired.low < 0.1
+    assert paired.low <= 1 <= paired.high
+
+
+def test_values_that_say_nothing_about_spread_give_a_point() -> None:
+    assert interval(np.array([2.0]), confidence=0.9, resamples=100, seed=0) == (2, 2, 2)
+    assert interval(np.array([2.0, 2.0]), confidence=0.9, resamples=100, seed=0) == (2, 2, 2)
+
+
+def test_accuracy_gives_ties_one_half() -> None:
+    assert accuracy(np.array([1.0, 0.0, 2.0]), np.array([0.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
+
+
+def test_pairs_are_best_against_worst_then_inwards() -> None:
+    rewards = [0.1, 0.9, 0.5, -0.4, 0.3]
+    texts = list("abcde")
+    assert pairs_by_reward(rewards, texts, at_most=9, min_gap=0) == [(1, 3), (2, 0)]
+    assert pairs_by_reward(rewards, texts, at_most=1, min_gap=0) == [(1, 3)]
+    assert pairs_by_reward(rewards, texts, at_most=9, min_gap=0.5) == [(1, 3)]
+
+
+def test_ties_and_equal_texts_never_make_a_pair() -> None:
+    assert pairs_by_reward([1.0, 1.0], ["a", "b"], at_most=9, min_gap=0) == []
+    assert pairs_by_reward([1.0, 0.0], ["a", "a"], at_most=9, min_gap=0) == []
+    assert pairs_by_reward([1.0], ["a"], at_most=9, min_gap=0) == []
+
+
+@given(st.lists(st.integers(0, 5), min_size=0, max_size=9), st.integers(1, 4))
+def test_each_response_is_in_one_pair_at_most_and_the_chosen_scores_higher(rewards, at_most) -> None:
+    texts = [str(i) for i in range(len(rewards))]
+    pairs = pairs_by_reward([float(r) for r in rewards], texts, at_most=at_most, min_gap=0)
+    members = [i for pair in pairs for i in pair]
+    assert len(members) == len(set(members))
+    assert all(rewards[a] > rewards[b] for a, b in pairs)
+    assert len(pairs) <= at_most

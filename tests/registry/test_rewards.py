@@ -1,0 +1,113 @@
+"""Rewards as scorers: what each measures, and what becomes of one that misbehaves."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import tiny
+
+from registry.artifacts import Artifact
+from registry.rewards import python_fact, scorer
+from specs.base import Entry
+from specs.problems import UserError
+from specs.rewards import Classifier, Length, Lexicon, PythonReward, Weighted
+
+PROMPT = ({"role": "user", "content": "How was it?"},)
+
+
+def artifact(entry: Entry, name: str = "r", **more) -> Artifact:
+    payload = {"spec": entry.model_dump(mode="json"), "facts": {"precision": "fp32"}}
+    return Artifact(name, entry, more.pop("payload", payload), fingerprint=name, **more)
+
+
+def score(reward: Artifact, *responses: str, batch: int = 4) -> list[float]:
+    return scorer(reward, batch=batch)([PROMPT] * len(responses), responses)
+
+
+@pytest.fixture
+def python_reward(tmp_path: Path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def made(body: str, module: str) -> Artifact:
+        (tmp_path / f"{module}.py").write_text(f"def score(prompts, responses):\n    {body}\n")
+        return artifact(PythonReward(kind="python", target=f"{module}:score"), "mine")
+
+    return made
+
+
+def test_the_lexicon_orders_sentiments_within_minus_one_and_one() -> None:
+    low, neutral, high = score(artifact(Lexicon(kind="lexicon")), "A horrible, sad mess.", "A table.", "Wonderful, I love it!")
+    assert -1 <= low < -0.5 < neutral == 0 < 0.5 < high <= 1
+
+
+def test_length_counts_words_and_may_reward_brevity() -> None:
+    assert score(artifact(Length(kind="length")), "", "one", "one  two\nthree") == [0, 1, 3]
+    assert score(artifact(Length(kind="length", per_word=-0.5)), "one two") == [-1]
+
+
+def test_a_weighted_reward_is_the_weighted_sum() -> None:
+    length, lexicon = artifact(Length(kind="length"), "length"), artifact(Lexicon(kind="lexicon"), "lexicon")
+    entry = Weighted(kind="weighted", of={"length": 0.25, "lexicon": 2.0})
+    payload = {"spec": {"of": {"length": 0.25, "lexicon": 2.0}}}
+    mixed = artifact(entry, "mix", payload=payload, inputs={"of": (length, lexicon)})
+    texts = ("I love this", "no")
+    expected = [0.25 * n + 2 * s for n, s in zip(score(length, *texts), score(lexicon, *texts), strict=True)]
+    assert score(mixed, *texts) == pytest.approx(expected)
+
+
+def test_a_python_reward_is_called_with_lists_of_prompts_and_responses(python_reward) -> None:
+    reward = python_reward("return [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]", "good_reward")
+    assert score(reward, "ab", "") == [13, 11]
+
+
+@pytest.mark.parametrize(
+    ("body", "module", "message"),
+    [
+        ("raise KeyError('x')", "raises_reward", r"the reward `mine` failed: KeyError: 'x' \(raises_reward.py:2\)"),
+        ("return [1.0]", "short_reward", r"`mine` returned 1 scores for 2 responses; it must return one each"),
+        ("return [1.0, float('nan')]", "nan_reward", r"`mine` returned nan for the response 'b'"),
+        ("return [1.0, float('inf')]", "inf_reward", r"`mine` returned inf"),
+        ("return [1.0, 'much']", "text_reward", r"the reward `mine` failed: ValueError"),
+        ("return None", "none_reward", r"the reward `mine` failed: TypeError"),
+    ],
+)
+def test_a_reward_that_misbehaves_is_one_line(python_reward, body: str, module: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        score(python_reward(body, module), "a", "b")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_python_reward_is_found_but_not_run_before_the_study_runs(tmp_path: Path) -> None:
+    (tmp_path / "unrun_reward.py").write_text("raise SystemExit\ndef score(p, r): ...\n")
+    found = python_fact(PythonReward(kind="python", target="unrun_reward:score"), tmp_path)
+    assert found.problem is None
+    assert set(found.identity) == {"sha256"}
+    missing = python_fact(PythonReward(kind="python", target="unrun_reward:scor"), tmp_path)
+    assert "defines no function `scor`; did you mean `score`?" in str(missing.problem)
+    assert "no module `no_such_reward`" in str(python_fact(PythonReward(kind="python", target="no_such_reward:f"), tmp_path).problem)
+
+
+def test_a_classifier_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    folder = tiny.classifier(tmp_path / "c")
+    reward = artifact(Classifier(kind="classifier", source=str(folder), precision="fp32"))
+    texts = ["a", "a longer answer, much longer", "mid size", "<pad><pad>", "x" * 60]
+    one, many = score(reward, *texts, batch=1), score(reward, *texts, batch=5)
+    assert one == pytest.approx(many, abs=1e-5)
+    assert len(set(one)) == len(one)
+
+
+def test_a_classifier_with_classes_gives_the_log_probability_of_one(tmp_path: Path) -> None:
+    folder = tiny.classifier(tmp_path / "c", labels=3)
+
+    def by(label: str | None) -> Artifact:
+        return artifact(Classifier(kind="classifier", source=str(folder), label=label, precision="fp32"))
+
+    columns = [score(by(f"LABEL_{i}"), "fine", "bad") for i in range(3)]
+    for row in zip(*columns, strict=True):
+        assert sum(math.exp(x) for x in row) == pytest.approx(1)
+    with pytest.raises(UserError, match="add `label:` with one of LABEL_0, LABEL_1, LABEL_2"):
+        score(by(None), "fine")
+    with pytest.raises(UserError, match="`joy` is not a class of the model"):
+        score(by("joy"), "fine")
