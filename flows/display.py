@@ -55,7 +55,7 @@ class Display:
         self.quiet = quiet
         self.live = stream.isatty() and not quiet
         width = None if self.live else 160
-        self.console = Console(file=stream, width=width, highlight=False)
+        self.console = Console(file=stream, width=width, highlight=False, markup=False)  # names hold brackets
         self.rows: dict[str, _Row] = {name: _Row() for name in stages}
         self.outcome: dict[str, Any] = {}
         self.message = ""

@@ -49,7 +49,7 @@ def run(loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet
         configured = server.configured_url(Path.cwd())
         if configured:
             server.require(configured)
-        url = configured or stack.enter_context(server.temporary_server(log))
+        url = configured or server.start_temporary(log)
         if view.to_build():
             child.warm_up()
         os.environ["PREFECT_API_URL"] = url
@@ -110,9 +110,9 @@ def _summary(display: Display, view: View, outcome: dict[str, Any]) -> None:
     for line in outcome.get("missed", []):
         console.print(f"missed: {line}")
     for name, why in outcome["failed"].items():
-        console.print(f"failed: {name}: {why}" if name else f"failed: {why}", markup=False)
+        console.print(f"failed: {name}: {why}" if name else f"failed: {why}")
     for lost in outcome.get("untracked", []):
-        console.print(f"not tracked in MLflow: {lost}", markup=False)
+        console.print(f"not tracked in MLflow: {lost}")
     if outcome.get("report"):
         console.print(f"report: {_near(Path(outcome['report']))}", soft_wrap=True)
     if uri := outcome.get("mlflow", {}).get("uri"):

@@ -6,6 +6,7 @@ its own (so that Ctrl-C in the terminal leaves it time to hear how the run ended
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -16,8 +17,7 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,12 @@ def mlflow_problem(uri: str) -> str | None:
         return f"no MLflow server answers at {without_password(uri)} ({reason}); start it, or unset MLFLOW_TRACKING_URI for SQLite"
 
 
-@contextmanager
-def temporary_server(log: Path) -> Iterator[str]:
-    """Starts a server and gives its API address at once; `wait_for` says when it answers."""
+def start_temporary(log: Path) -> str:
+    """Starts a server and gives its API address at once; `wait_for` says when it answers.
+
+    It ends when this process does, after what Prefect registers to be done then: its log and event workers
+    still have something to deliver, and would wait more than a minute for a server that is gone.
+    """
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     environment = os.environ | {
@@ -95,10 +98,8 @@ def temporary_server(log: Path) -> Iterator[str]:
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-    try:
-        yield url
-    finally:
-        _end(process)
+    atexit.register(_end, process)
+    return url
 
 
 def wait_for(url: str, log: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.artifacts import Artifact
 from registry.methods.comparison import Interval, interval, win_rates
 from registry.rows import Prompt
 from tasks.answers import Answer, answer
@@ -46,8 +47,7 @@ def evaluate(job: Job) -> Result:
         log=job.log,
         scores=known,
     )
-    texts = [[[a.text for a in row] for row in rows] for rows in answers]
-    rewards = [[np.array(known.of(r, prompts, rows)) for rows in texts] for r in job.many("rewards")]
+    rewards = [_judged(r, prompts, answers, known) for r in job.many("rewards")]
 
     def measured(values: Array) -> Interval:
         return interval(
@@ -84,6 +84,15 @@ def evaluate(job: Job) -> Result:
     (job.out / EVALUATION).write_text(text + "\n", encoding="utf-8")
     write_lines(job.out / GENERATIONS, _generations(prompts, answers, rewards))
     return Result()
+
+
+def _judged(
+    reward: Artifact, prompts: Sequence[Prompt], answers: list[list[list[Answer]]], known: Scores
+) -> list[Array]:
+    """`[policy]` of `[prompts, samples]`, all policies in one pass."""
+    together = [[a.text for rows in answers for a in rows[p]] for p in range(len(prompts))]
+    scores = np.array(known.of(reward, prompts, together))
+    return np.split(scores, len(answers), axis=1)
 
 
 def _generations(
