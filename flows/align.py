@@ -14,6 +14,7 @@ from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
 
 from flows.report import write_report
 from registry.home import make_home
@@ -42,7 +43,7 @@ def align(study: Study, folder: str = ".", offline: bool = False, force: list[st
     step = run_step.with_options(retries=study.execution.retries)
     for name in (*session.to_fetch(), *session.planned):
         upstream = [futures[i] for _, i in session.nodes[name].inputs if i in futures]
-        futures[name] = step.submit(name, session, wait_for=upstream)
+        futures[name] = step.submit(name, quote(session), wait_for=upstream)
     try:
         wait(list(futures.values()))
     except BaseException:  # SIGTERM reaches this thread as one: the stages' processes are to end too

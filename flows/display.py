@@ -59,6 +59,7 @@ class Display:
         self.rows: dict[str, _Row] = {name: _Row() for name in stages}
         self.outcome: dict[str, Any] = {}
         self.message = ""
+        self.interrupted = False
         self._lock = threading.Lock()
         self._live: Live | None = None
 

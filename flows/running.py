@@ -19,7 +19,7 @@ from flows.display import Display, own_lines_only
 from registry.home import make_home
 from specs.load import Loaded
 from specs.problems import SpecError, UnfitError
-from tasks import child
+from tasks import child, gpus
 from tasks.places import tracking_place
 from tasks.observer import observer
 from tasks.view import View
@@ -43,6 +43,7 @@ def run(loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet
     log = home / "logs" / study.name / "run.log"
     with ExitStack() as stack:
         out, err = stack.enter_context(own_lines_only(log))
+        gpus.require(study.execution.gpus)
         uri, _ = tracking_place(study, home)
         if problem := server.mlflow_problem(uri):
             raise UnfitError(problem)
@@ -64,13 +65,14 @@ def run(loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet
             print(json.dumps(outcome), file=out)
         elif not quiet or outcome.get("failed"):
             _summary(display, view, outcome)
-    return _status(outcome)
+    return INTERRUPTED if display.interrupted else _status(outcome)
 
 
 def _stop(display: Display) -> Any:
     def handler(_number: int, _frame: Any) -> None:
-        if child.stopping.is_set():
+        if display.interrupted:
             os._exit(INTERRUPTED)
+        display.interrupted = True
         child.stopping.set()
         display.say("stopping; finished stages are kept (Ctrl-C again to leave at once)")
 
@@ -118,7 +120,7 @@ def _summary(display: Display, view: View, outcome: dict[str, Any]) -> None:
     if uri := outcome.get("mlflow", {}).get("uri"):
         if not uri.startswith("http"):
             console.print(f"runs:   mlflow ui --backend-store-uri {uri}", soft_wrap=True)
-    if child.stopping.is_set():
+    if display.interrupted:
         console.print("stopped; run the same command to go on")
 
 
@@ -130,8 +132,6 @@ def _near(path: Path) -> str:
 
 
 def _status(outcome: dict[str, Any]) -> int:
-    if child.stopping.is_set():
-        return INTERRUPTED
     if outcome["failed"]:
         return FAILED
     return MISSED if outcome.get("missed") else DONE

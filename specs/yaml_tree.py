@@ -87,7 +87,7 @@ def parse_yaml(text: str, source: str) -> tuple[Tree, Positions]:
     """As `read_yaml`, from text; `source` names it in messages."""
     reader = _Reader(source)
     try:
-        reader.read(YAML(typ="safe", pure=False).parse(text))
+        reader.read(YAML(typ="safe", pure=True).parse(text))  # the C parser is one of YAML 1.1
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Mark(source, mark.line + 1, mark.column + 1) if mark else Mark(source)

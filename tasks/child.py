@@ -88,16 +88,18 @@ def run_body(
     *,
     on_event: Callable[[Event], None],
     timeout: float | None = None,
-) -> Result:
-    """Runs the body and returns its result. `on_event` gets its reports in this thread. Raises what the body
-    raised as `UserError`, `UnfitError` or `BodyFailed`, or `TimedOut`, `Killed`, `Interrupted`."""
+) -> tuple[Result, float]:
+    """Runs the body and returns its result and how many seconds it took. `on_event` gets its reports in this
+    thread. `timeout` counts from the body's first step, not from the wait for the fork server to load. Raises what the
+    body raised as `UserError`, `UnfitError` or `BodyFailed`, or `TimedOut`, `Killed`, `Interrupted`."""
     warm_up()
     forkserver = context()
     receiver, sender = forkserver.Pipe(duplex=False)
     process = forkserver.Process(target=_child, args=(sender, request), daemon=False)
     process.start()
     sender.close()
-    deadline = time.monotonic() + timeout if timeout else None
+    began = time.monotonic()
+    deadline = None
     try:
         while True:
             if stopping.is_set():
@@ -111,8 +113,12 @@ def run_body(
             except EOFError:
                 process.join(5)
                 raise Killed(_how_it_died(process.exitcode)) from None
+            if kind == "began":
+                began = time.monotonic()
+                deadline = began + timeout if timeout else None
+                continue
             if kind == "done":
-                return Result(**content)
+                return Result(**content), time.monotonic() - began
             if kind == "failed":
                 raise _failure(*content)
             on_event((kind, content))
@@ -164,6 +170,7 @@ def _child(sender: Connection, request: Request) -> None:
             sender.send(event)
 
     try:
+        send(("began", None))
         result = _body(request.body)(Job(request.artifact, request.out, request.execution, Log(send)))
         send(("done", {"metrics": result.metrics}))
     except UserError as error:

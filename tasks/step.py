@@ -162,19 +162,17 @@ def _build(session: Session, work: Work) -> Stored:
         status = "FAILED"
         try:
             with building(session.home, work.kind, work.fingerprint) as out:
-                started = time.monotonic()
                 log = session.home / "logs" / session.study.name / f"{work.name}.log"
                 request = child.Request(
                     BODIES[work.kind], artifact, out, session.study.execution, log, devices,
                     (str(session.folder), *sys.path),
                 )  # fmt: skip
                 timeout = session.study.execution.timeout
-                result = child.run_body(
+                result, elapsed = child.run_body(
                     request,
                     on_event=_Relay(session, work.name, run),
                     timeout=seconds(timeout) if timeout else None,
                 )
-                elapsed = time.monotonic() - started
                 session.add_body_time(elapsed)
                 shutil.rmtree(out / "scratch", ignore_errors=True)
                 model = _model_entity(session, work, run)

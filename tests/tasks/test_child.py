@@ -77,7 +77,8 @@ def not_stopping():
 
 def run(request: child.Request, **options: float) -> tuple[Result, list[Event]]:
     events: list[Event] = []
-    return child.run_body(request, on_event=events.append, **options), events
+    result, _ = child.run_body(request, on_event=events.append, **options)
+    return result, events
 
 
 def test_a_body_returns_its_result_and_reports_in_order(request_for, tmp_path: Path) -> None:
