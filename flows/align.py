@@ -40,7 +40,7 @@ def align(study: Study, folder: str = ".", offline: bool = False, force: list[st
     """Runs a study. `folder` is where its Python rewards lie; `force` names stages to build anew."""
     session = open_session(study, Path(folder), offline, frozenset(force or ()))
     futures: dict[str, PrefectFuture[Any]] = {}
-    step = run_step.with_options(retries=study.execution.retries)
+    step: Any = run_step.with_options(retries=study.execution.retries)
     for name in (*session.to_fetch(), *session.planned):
         upstream = [futures[i] for _, i in session.nodes[name].inputs if i in futures]
         futures[name] = step.submit(name, quote(session), wait_for=upstream)
@@ -147,9 +147,7 @@ def missed_expectations(session: Session) -> list[str]:
     return missed
 
 
-def _artifacts(
-    session: Session, states: dict[str, State | None], failed: dict[str, str], missed: list[str]
-) -> None:
+def _artifacts(session: Session, states: dict[str, State | None], failed: dict[str, str], missed: list[str]) -> None:
     """A table of the stages, a report in Markdown, and the way to MLflow, on the run's page."""
     rows = []
     for name in states:

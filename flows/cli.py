@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # 20 ms of looking for plug-ins we do not use
 
-import typer  # noqa: E402  (after the line above)
+import typer
 
-from specs.problems import Problem, SpecError, UnfitError, UserError  # noqa: E402
+from specs.problems import Problem, SpecError, UnfitError, UserError
 
 app = typer.Typer(
     name="alignflow",
@@ -28,9 +28,7 @@ app = typer.Typer(
 )
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="A study file.")]
-Sets = Annotated[
-    list[str], typer.Option("--set", metavar="A.B=C", help="Write one value over the file's; repeatable.")
-]
+Sets = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Write one value over the file's; repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use nothing from the network that is not here already.")]
 
@@ -220,7 +218,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def gc(delete: Annotated[bool, typer.Option("--delete", help="Delete them; without this they are only listed.")] = False) -> None:
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without this they are only listed.")] = False,
+) -> None:
     """List what the store holds and no study's last run needs; delete it on request."""
     from flows.collecting import collect
 

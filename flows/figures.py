@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-from matplotlib.figure import Figure  # noqa: E402  (the backend is chosen first)
-from markupsafe import Markup  # noqa: E402
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "alignflow", "font.size": 9})
 
@@ -38,7 +38,13 @@ def intervals(rows: list[dict[str, Any]], reference: str) -> Markup:
 
 
 def _dots(
-    axis: Any, rows: list[dict[str, Any]], policies: list[str], what: str, colour: str, shift: float, label: str | None = None
+    axis: Any,
+    rows: list[dict[str, Any]],
+    policies: list[str],
+    what: str,
+    colour: str,
+    shift: float,
+    label: str | None = None,
 ) -> None:
     heights = [policies.index(r["policy"]) + shift for r in rows]
     values = [r[what] for r in rows]
@@ -59,7 +65,9 @@ def curves(rows: list[dict[str, Any]]) -> Markup:
     figure = Figure(figsize=(4.2 * len(drawn), 2.6), layout="constrained")
     for axis, key, colour in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, COLOURS, strict=False):
         some = [r for r in rows if key in r]
-        axis.plot([r["step"] for r in some], [r[key] for r in some], color=colour, marker="o", markersize=3, linewidth=1.2)
+        axis.plot(
+            [r["step"] for r in some], [r[key] for r in some], color=colour, marker="o", markersize=3, linewidth=1.2
+        )
         axis.set_title(f"training {key}", loc="left")
         axis.set_xlabel("optimizer step")
         axis.grid(color="#d0d7de", linewidth=0.6)

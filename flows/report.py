@@ -78,13 +78,19 @@ def verdict(row: dict[str, Any]) -> str:
     )
 
 
-def _evaluation_section(
-    view: View, name: str, evaluation: Evaluation, rows: list[dict[str, Any]]
-) -> Markup:
+def _evaluation_section(view: View, name: str, evaluation: Evaluation, rows: list[dict[str, Any]]) -> Markup:
     from flows.figures import intervals
 
     percent = round(100 * evaluation.results["confidence"])
-    columns = ("policy", "judged by", "reward", f"difference to {evaluation.reference}", "win rate", "tokens", "finished")
+    columns = (
+        "policy",
+        "judged by",
+        "reward",
+        f"difference to {evaluation.reference}",
+        "win rate",
+        "tokens",
+        "finished",
+    )
     cells = [
         (r["policy"], r["judged_by"], _spread(r, "reward"), _spread(r, "difference"), _spread(r, "win_rate"),
          _spread(r, "length", 1), f"{100 * r['finished']:.0f} %")
@@ -135,11 +141,24 @@ def _stages_section(view: View, records: dict[str, Any]) -> Markup:
             continue
         found = ", ".join(f"{k} {v:.4g}" for k, v in record["metrics"].items() if not k.startswith("test/"))
         provenance = record["provenance"]
-        cells.append((name, record["kind"], record["fingerprint"][:16], f"{provenance['seconds']:.1f} s", found, provenance["finished"][:19]))
+        cells.append(
+            (
+                name,
+                record["kind"],
+                record["fingerprint"][:16],
+                f"{provenance['seconds']:.1f} s",
+                found,
+                provenance["finished"][:19],
+            )
+        )
     newest = max((r["provenance"] for r in records.values()), key=lambda p: p["finished"])
     packages = ", ".join(f"{k} {v}" for k, v in newest["packages"].items())
     code = newest["code"]
-    commit = f"{code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}" if code.get("commit") else "no checkout"
+    commit = (
+        f"{code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
+        if code.get("commit")
+        else "no checkout"
+    )
     return Markup("<h2>Stages</h2>{}<p class=small>Seed {}. Code: {}. {} on {} ({} threads). {}</p>").format(
         _table(("stage", "kind", "fingerprint", "time", "result", "finished (UTC)"), cells),
         view.study.seed, commit, newest["device"], newest["platform"], newest["threads"], packages,
@@ -151,7 +170,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
     body = Markup("\n").join(
         Markup("<tr>{}</tr>").format(Markup("").join(Markup("<td>{}</td>").format(c) for c in row)) for row in rows
     )
-    return Markup("<div class=scroll><table><thead><tr>{}</tr></thead><tbody>\n{}\n</tbody></table></div>").format(head, body)
+    return Markup("<div class=scroll><table><thead><tr>{}</tr></thead><tbody>\n{}\n</tbody></table></div>").format(
+        head, body
+    )
 
 
 def _spread(row: dict[str, Any], name: str, digits: int = 3) -> str:

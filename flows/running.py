@@ -20,8 +20,8 @@ from registry.home import make_home
 from specs.load import Loaded
 from specs.problems import SpecError, UnfitError
 from tasks import child, gpus
-from tasks.places import tracking_place
 from tasks.observer import observer
+from tasks.places import tracking_place
 from tasks.view import View
 
 DONE, FAILED, INVALID, MISSED, UNFIT, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -87,7 +87,7 @@ def _run_flow(
     if server_log:
         server.wait_for(os.environ["PREFECT_API_URL"], server_log)
     observer.set(display.observe)
-    state = align(
+    state: Any = align(
         loaded.study,
         folder=str(loaded.path.resolve().parent),
         offline=offline,
@@ -117,9 +117,9 @@ def _summary(display: Display, view: View, outcome: dict[str, Any]) -> None:
         console.print(f"not tracked in MLflow: {lost}")
     if outcome.get("report"):
         console.print(f"report: {_near(Path(outcome['report']))}", soft_wrap=True)
-    if uri := outcome.get("mlflow", {}).get("uri"):
-        if not uri.startswith("http"):
-            console.print(f"runs:   mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+    uri = outcome.get("mlflow", {}).get("uri", "")
+    if uri.startswith("sqlite"):
+        console.print(f"runs:   mlflow ui --backend-store-uri {uri}", soft_wrap=True)
     if display.interrupted:
         console.print("stopped; run the same command to go on")
 

@@ -66,6 +66,8 @@ def show_stage(view: View, name: str, as_json: bool) -> str:
         lines.append(f"  folder   {stored.folder}")
         lines += [f"  file     {f}  {e['bytes']:,} bytes" for f, e in stored.record["files"].items()]
         lines += [f"  metric   {k}  {v:.6g}" for k, v in stored.record["metrics"].items()]
-        lines.append(f"  built    {provenance['finished'][:19]} UTC in {provenance['seconds']:.1f} s on {provenance['host']}")
+        lines.append(
+            f"  built    {provenance['finished'][:19]} UTC in {provenance['seconds']:.1f} s on {provenance['host']}"
+        )
         lines.append(f"  MLflow   run {stored.record.get('mlflow', {}).get('run')}")
     return "\n".join(lines)

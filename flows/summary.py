@@ -27,7 +27,10 @@ def evaluation_tables(view: View) -> Iterator[Table]:
             table.add_row(
                 row["policy"],
                 row["judged_by"],
-                *(f"{row[w]:.3f} [{row[f'{w}_low']:.3f}, {row[f'{w}_high']:.3f}]" for w in ("reward", "difference", "win_rate")),
+                *(
+                    f"{row[w]:.3f} [{row[f'{w}_low']:.3f}, {row[f'{w}_high']:.3f}]"
+                    for w in ("reward", "difference", "win_rate")
+                ),
                 f"{row['length']:.1f}",
             )
         yield table

@@ -93,9 +93,7 @@ def _file(data: Data) -> Path:
     if origin(data.source, data.revision) == "catalogue":
         if data.source not in CATALOGUE:
             hint = did_you_mean(data.source, CATALOGUE) or f"; it has {', '.join(CATALOGUE)}"
-            raise UserError(
-                f"`{data.source}` is not in the data catalogue{hint} (a file has a suffix)"
-            )
+            raise UserError(f"`{data.source}` is not in the data catalogue{hint} (a file has a suffix)")
         return Path(str(resources.files("registry") / "prompts" / CATALOGUE[data.source]))
     path = Path(_expanded(data.source)).expanduser()
     suffixes = ", ".join(DATA_SUFFIXES)
@@ -172,9 +170,7 @@ def _hub_rows(data: Data, revision: str) -> NumberedRows:
     what = f"the data set `{data.source}` at {revision[:12]}"
     try:
         # `hf://` so that a folder which happens to bear the name is not taken for it.
-        builder = datasets.load_dataset_builder(
-            f"hf://datasets/{source}", data.subset, revision=revision
-        )
+        builder = datasets.load_dataset_builder(f"hf://datasets/{source}", data.subset, revision=revision)
         # Without a hub the client takes whatever revision it has cached, and only logs that.
         if builder.hash != revision:
             raise UnfitError(f"{what} cannot be had, and the cache holds another revision of it")

@@ -39,9 +39,7 @@ def set_template(tokenizer: Tokenizer, template: str) -> None:
 
 def prompt_text(tokenizer: Tokenizer, prompt: Sequence[Message]) -> str:
     """The text before the answer."""
-    rendered = tokenizer.apply_chat_template(
-        list(map(dict, prompt)), tokenize=False, add_generation_prompt=True
-    )
+    rendered = tokenizer.apply_chat_template(list(map(dict, prompt)), tokenize=False, add_generation_prompt=True)
     return str(rendered)
 
 
@@ -68,9 +66,7 @@ def encode_answer(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) 
     return _plain(tokenizer, whole[len(before) :])
 
 
-def encode_dialogue(
-    tokenizer: Tokenizer, prompt: Sequence[Message], answer: str
-) -> tuple[list[int], list[int]]:
+def encode_dialogue(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
     """`(prompt tokens, answer tokens)`."""
     return encode_prompt(tokenizer, prompt), encode_answer(tokenizer, prompt, answer)
 

@@ -30,8 +30,7 @@ def make_home() -> Path:
             ignore.write_text("*\n", encoding="utf-8")
     except OSError as error:
         raise UnfitError(
-            f"the home folder {folder} cannot be written: {error.strerror}; "
-            "set ALIGNFLOW_HOME to a folder that can"
+            f"the home folder {folder} cannot be written: {error.strerror}; set ALIGNFLOW_HOME to a folder that can"
         ) from None
     return folder
 

@@ -64,6 +64,11 @@ def source_folder(artifact: Artifact) -> tuple[str, dict[str, Any]]:
     return str(local_folder(entry.source)), {}
 
 
+def own_precision(artifact: Artifact) -> str:
+    """The precision that the external model at the bottom names, `auto` resolved."""
+    return str(root(artifact).payload["facts"]["precision"])
+
+
 def load_tokenizer(artifact: Artifact) -> Any:
     bottom = root(artifact)
     entry = bottom.entry
@@ -72,7 +77,9 @@ def load_tokenizer(artifact: Artifact) -> Any:
     tokenizer = pretrained(bottom.name, AutoTokenizer.from_pretrained, folder, **where)
     set_template(tokenizer, entry.template)
     if tokenizer.chat_template is None:
-        raise UserError(f"models.{bottom.name}: its tokenizer has no chat template; add `template: hh` or `template: text`")
+        raise UserError(
+            f"models.{bottom.name}: its tokenizer has no chat template; add `template: hh` or `template: text`"
+        )
     if entry.pad_token is not None:
         if entry.pad_token not in tokenizer.get_vocab():
             raise UserError(f"models.{bottom.name}.pad_token: `{entry.pad_token}` is not one of its tokenizer's tokens")
@@ -83,7 +90,7 @@ def load_tokenizer(artifact: Artifact) -> Any:
 def load_language_model(artifact: Artifact, *, precision: str | None = None) -> LanguageModel:
     """The model on the device, in evaluation mode, in the precision its source names (or in `precision`)."""
     bottom = root(artifact)
-    resolved = precision or str(bottom.payload["facts"]["precision"])
+    resolved = precision or own_precision(bottom)
     tokenizer = load_tokenizer(bottom)
     model = _load_weights(artifact, resolved)
     return LanguageModel(model.to(device()).eval(), tokenizer, resolved)
@@ -116,5 +123,3 @@ def pretrained(name: str, load: Any, folder: str, **options: Any) -> Any:
 def context_length(model: Any) -> int:
     """The most positions the model was made for."""
     return int(getattr(model.config, "max_position_embeddings", 2**31 - 1))
-
-

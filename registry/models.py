@@ -66,16 +66,16 @@ def fact(model: Model, home: Path, *, gpus: int, offline: bool) -> Fact:
             return Fact(problem=_unknown(model.source))
         if model.via == "package":
             have = find(home, "model", packaged_fingerprint(packaged, precision))
-            problem = f"{model.source} was not fetched yet; run once without --offline" if offline and not have else None
+            problem = (
+                f"{model.source} was not fetched yet; run once without --offline" if offline and not have else None
+            )
             return Fact({"sha256": packaged.sha256, "precision": precision}, drops, problem)
         pinned = {"hub": packaged.hub, "revision": packaged.revision, "precision": precision}
         return Fact(pinned, drops, _hub_problem(packaged.hub, packaged.revision, offline))
     if model.revision is not None:
         return Fact({"precision": precision}, ("precision", "via"), _hub_problem(model.source, model.revision, offline))
     folder = local_folder(model.source)
-    problem = folder_problem(
-        folder, head="ForCausalLM", template=model.template, pad_token=model.pad_token
-    )
+    problem = folder_problem(folder, head="ForCausalLM", template=model.template, pad_token=model.pad_token)
     identity = {"precision": precision} | _digest(folder, home, problem)
     return Fact(identity, drops, problem)
 

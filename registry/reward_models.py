@@ -20,11 +20,11 @@ from registry.language_models import (
     ADAPTER,
     DTYPES,
     WEIGHTS,
-    pretrained,
     device,
     load_language_model,
     load_tokenizer,
-    root,
+    own_precision,
+    pretrained,
 )
 from registry.models import local_folder
 from specs.problems import UserError
@@ -47,7 +47,9 @@ def with_score_head(causal: Any, seed: int) -> Any:
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(config)
     if not isinstance(getattr(classifier, "score", None), nn.Linear):
-        raise UserError(f"{type(causal).__name__} has no sequence-classification form with a `score` head; choose another model")
+        raise UserError(
+            f"{type(causal).__name__} has no sequence-classification form with a `score` head; choose another model"
+        )
     prefix = classifier.base_model_prefix
     setattr(classifier, prefix, getattr(causal, causal.base_model_prefix))
     width = classifier.score.in_features
@@ -62,11 +64,9 @@ def with_score_head(causal: Any, seed: int) -> Any:
 def load_reward_model(artifact: Artifact) -> tuple[Any, Any]:
     """A trained reward model and its tokenizer. Its adapter stays beside the weights: served as trained."""
     assert artifact.folder is not None
-    precision = str(root(artifact).payload["facts"]["precision"])
+    precision = own_precision(artifact)
     if (artifact.folder / WEIGHTS).is_dir():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            artifact.folder / WEIGHTS, dtype=DTYPES[precision]
-        )
+        model = AutoModelForSequenceClassification.from_pretrained(artifact.folder / WEIGHTS, dtype=DTYPES[precision])
         head = ScoreHead(model.score.in_features, 1, bias=False)
         head.weight.data = model.score.weight.data.float()
         model.score = head
@@ -86,24 +86,24 @@ def load_classifier(artifact: Artifact) -> tuple[Any, Any, int]:
     where = {"revision": entry.revision} if hub else {}
     folder = entry.source if hub else str(local_folder(entry.source))
     dtype = DTYPES[str(artifact.payload["facts"]["precision"])]
-    model = pretrained(
-        artifact.name, AutoModelForSequenceClassification.from_pretrained, folder, dtype=dtype, **where
-    )
+    model = pretrained(artifact.name, AutoModelForSequenceClassification.from_pretrained, folder, dtype=dtype, **where)
     tokenizer = pretrained(artifact.name, AutoTokenizer.from_pretrained, folder, **where)
     labels = {str(name): int(i) for i, name in model.config.id2label.items()}
     if entry.label is None:
         if model.config.num_labels != 1:
             names = ", ".join(labels)
-            raise UserError(f"rewards.{artifact.name}: the model has {len(labels)} classes; add `label:` with one of {names}")
+            raise UserError(
+                f"rewards.{artifact.name}: the model has {len(labels)} classes; add `label:` with one of {names}"
+            )
         return model.to(device()).eval(), tokenizer, -1
     if entry.label not in labels:
-        raise UserError(f"rewards.{artifact.name}.label: `{entry.label}` is not a class of the model; there are {', '.join(labels)}")
+        raise UserError(
+            f"rewards.{artifact.name}.label: `{entry.label}` is not a class of the model; there are {', '.join(labels)}"
+        )
     return model.to(device()).eval(), tokenizer, labels[entry.label]
 
 
-def dialogue_ids(
-    tokenizer: Any, prompt: Sequence[Message], answer: str, max_length: int
-) -> list[int]:
+def dialogue_ids(tokenizer: Any, prompt: Sequence[Message], answer: str, max_length: int) -> list[int]:
     """The tokens of a whole dialogue for a classifier, without its beginning where it is too long."""
     if tokenizer.chat_template is None:
         ids = list(tokenizer(f"{shown(prompt)}\n{answer}")["input_ids"])
@@ -122,6 +122,7 @@ def logits(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
     """The classifier's outputs `[rows, labels]` in fp32, in the order of `rows`; batches are of like lengths."""
+    bf16 = next(model.parameters()).dtype == torch.bfloat16  # adapters beside bf16 weights are fp32
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     results: list[torch.Tensor | None] = [None] * len(rows)
     for start in range(0, len(order), batch):
@@ -133,7 +134,8 @@ def logits(
         lengths = torch.tensor([len(r) for r in some], device=model.device)
         mask = torch.arange(width, device=model.device)[None, :] < lengths[:, None]
         model.config.get_text_config().pad_token_id = pad
-        outputs = model(input_ids=ids, attention_mask=mask.long()).logits.float()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            outputs = model(input_ids=ids, attention_mask=mask.long()).logits.float()
         for i, output in zip(chosen, outputs.cpu(), strict=True):
             results[i] = output
         if on_progress:
@@ -175,5 +177,3 @@ def classifier_scores(
         return [float(x) for x in chosen]
 
     return score
-
-

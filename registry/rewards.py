@@ -83,10 +83,14 @@ def _checked(name: str, score: Score) -> Score:
         except Exception as error:
             raise UserError(f"the reward `{name}` failed: {_brief(error)}") from error
         if len(values) != len(responses):
-            raise UserError(f"the reward `{name}` returned {len(values)} scores for {len(responses)} responses; it must return one each")
+            raise UserError(
+                f"the reward `{name}` returned {len(values)} scores for {len(responses)} responses; it must return one each"
+            )
         for i, value in enumerate(values):
             if not math.isfinite(value):
-                raise UserError(f"the reward `{name}` returned {value} for the response {responses[i][:60]!r}; it must return finite numbers")
+                raise UserError(
+                    f"the reward `{name}` returned {value} for the response {responses[i][:60]!r}; it must return finite numbers"
+                )
         return values
 
     return checked

@@ -142,10 +142,7 @@ def _absent(rows: Rows[Any]) -> str:
     noun = "column" if len(rows.absent) == 1 else "columns"
     remedy = ", ".join(f"{ours}: <name>" for ours in rows.absent)
     have = ", ".join(f"`{name}`" for name in rows.columns)
-    return (
-        f"no row has the {noun} {lacking}; the columns are {have}; "
-        f"name the right one with `columns: {{{remedy}}}`"
-    )
+    return f"no row has the {noun} {lacking}; the columns are {have}; name the right one with `columns: {{{remedy}}}`"
 
 
 def _percent(some: int, of: int) -> str:
@@ -156,9 +153,7 @@ def _percent(some: int, of: int) -> str:
 _SALT = "alignflow split 1\n"
 
 
-def part(
-    rows: Sequence[Row], split: Mapping[str, int], name: str, where: str = "data"
-) -> tuple[Row, ...]:
+def part(rows: Sequence[Row], split: Mapping[str, int], name: str, where: str = "data") -> tuple[Row, ...]:
     """The rows of part `name`, in the order they came in.
 
     The group of a row is how its dialogue opens. Groups are sorted by a salted sha256; going down

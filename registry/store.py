@@ -55,9 +55,7 @@ def find(home: Path, kind: str, fingerprint: str, *, verify: bool = False) -> St
 
 
 @contextmanager
-def locked(
-    home: Path, fingerprint: str, *, waiting: Callable[[], None] = lambda: None
-) -> Iterator[None]:
+def locked(home: Path, fingerprint: str, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Holds the lock on a fingerprint. `waiting` is called about once a second while another
     process holds it, and may raise to give up."""
     lock = FileLock(home / "locks" / f"{fingerprint[:16]}.lock")

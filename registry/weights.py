@@ -15,9 +15,7 @@ DIGESTED = (".safetensors", ".json", ".jinja", ".model", ".txt")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def folder_problem(
-    folder: Path, *, head: str, template: str = "tokenizer", pad_token: str | None = None
-) -> str | None:
+def folder_problem(folder: Path, *, head: str, template: str = "tokenizer", pad_token: str | None = None) -> str | None:
     """What is wrong with a model folder, or None. `head` is how its architecture must end
     (`ForCausalLM`, `ForSequenceClassification`)."""
     if not folder.exists():

@@ -73,9 +73,7 @@ def _merge(base: Tree, child: Tree) -> None:
 def _without_replace(value: Tree) -> Tree:
     if not isinstance(value, dict):
         return value
-    return {
-        k: _without_replace(v) for k, v in value.items() if not (k == "replace" and v is True)
-    }
+    return {k: _without_replace(v) for k, v in value.items() if not (k == "replace" and v is True)}
 
 
 def _anchor_paths(tree: dict[str, Any], folder: FilePath) -> None:
@@ -83,9 +81,10 @@ def _anchor_paths(tree: dict[str, Any], folder: FilePath) -> None:
     for section in ("models", "data", "rewards"):
         for entry in _mappings(tree.get(section)):
             source = entry.get("source")
-            if isinstance(source, str) and source and not source.startswith("${env:"):
-                if origin(source, entry.get("revision")) == "path":
-                    entry["source"] = str(folder / FilePath(source).expanduser())
+            if not isinstance(source, str) or not source or source.startswith("${env:"):
+                continue
+            if origin(source, entry.get("revision")) == "path":
+                entry["source"] = str(folder / FilePath(source).expanduser())
 
 
 def _mappings(value: Tree) -> list[dict[str, Any]]:

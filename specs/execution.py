@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zoneinfo
+from datetime import UTC
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -49,11 +50,12 @@ class Schedule(Spec):
     @field_validator("cron")
     @classmethod
     def _is_cron(cls, text: str) -> str:
+        from datetime import datetime
+
         from cronsim import CronSim, CronSimError  # only a study with a schedule pays for it
-        from datetime import datetime, timezone
 
         try:
-            CronSim(text, datetime.now(timezone.utc))
+            CronSim(text, datetime.now(UTC))
         except CronSimError as error:
             raise ValueError(f"not a cron expression: {error}") from None
         return text

@@ -83,7 +83,7 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {}
 
 def _adapter(section: str) -> TypeAdapter[Any]:
     if section not in _ADAPTERS:
-        annotation = AnyStage if section == "stages" else get_args(Study.model_fields[section].annotation)[1]
+        annotation: Any = AnyStage if section == "stages" else get_args(Study.model_fields[section].annotation)[1]
         _ADAPTERS[section] = TypeAdapter(annotation)
     return _ADAPTERS[section]
 
@@ -112,7 +112,7 @@ def _is_name(name: str, section: str) -> bool:
 
 
 def _validate(field: Any, value: Any, path: Path, environment: Mapping[str, str], add: Any) -> Any:
-    annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     try:
         result = TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
@@ -131,10 +131,8 @@ def _place(path: Path, value: Any, error: ErrorDetails) -> tuple[Path, str, str]
     here, node = list(path), value
     *inner, last = error["loc"] or ("",)
     for step in (*inner, last) if error["loc"] else ():
-        if isinstance(node, dict) and step in node:
-            here.append(step)
-            node = node[step]
-        elif isinstance(node, list) and isinstance(step, int) and step < len(node):
+        inside = step in node if isinstance(node, dict) else isinstance(node, list) and step in range(len(node))
+        if inside:
             here.append(step)
             node = node[step]
         elif step is last and error["type"] == "missing":

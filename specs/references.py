@@ -67,8 +67,8 @@ def slots(spec: type[Spec]) -> tuple[Slot, ...]:
     return tuple(found)
 
 
-def _accepts(field: FieldInfo | Any) -> Iterator[Accepts]:
-    metadata = getattr(field, "metadata", None) or getattr(field, "__metadata__", ())
+def _accepts(field: Any) -> Iterator[Accepts]:
+    metadata: tuple[Any, ...] = getattr(field, "metadata", ()) or getattr(field, "__metadata__", ())
     yield from (m for m in metadata if isinstance(m, Accepts))
     annotation = field.annotation if isinstance(field, FieldInfo) else field
     for argument in typing.get_args(annotation):

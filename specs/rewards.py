@@ -71,6 +71,4 @@ class Weighted(_Reward):
     """Each reward's weight."""
 
 
-Reward = Annotated[
-    Lexicon | Length | Classifier | PythonReward | Weighted, Field(discriminator="kind")
-]
+Reward = Annotated[Lexicon | Length | Classifier | PythonReward | Weighted, Field(discriminator="kind")]

@@ -24,7 +24,8 @@ def schema() -> dict[str, Any]:
     made = Study.model_json_schema(by_alias=True)
     made["$schema"] = DIALECT
     made["title"] = "AlignFlow study"
-    for model in (Study, *_all_models(Study)):
+    every: list[type[BaseModel]] = [Study, *_all_models(Study)]
+    for model in every:
         definition = made if model is Study else made["$defs"].get(model.__name__)
         if definition:
             definition["description"] = " ".join((model.__doc__ or "").split())

@@ -17,12 +17,9 @@ from specs.models import Model
 from specs.problems import Path, did_you_mean, show_path
 from specs.references import Accepts, references
 from specs.rewards import Reward, Weighted
-from specs.stage import Stage
 from specs.training import SFT, RewardModel
 
-AnyStage = Annotated[
-    SFT | RewardModel | Sample | Label | Decode | Evaluate, Field(discriminator="do")
-]
+AnyStage = Annotated[SFT | RewardModel | Sample | Label | Decode | Evaluate, Field(discriminator="do")]
 
 SECTIONS = ("models", "data", "rewards", "stages")
 
@@ -121,8 +118,8 @@ def graph_problems(graph: Graph, broken: set[str]) -> Iterator[tuple[Path, str]]
     """What is wrong with the references: `(path, message)`. Names in `broken` exist but are wrong in
     themselves, so nothing is said about references to them."""
     cycles = list(_cycles(graph))
-    for path, chain in cycles:
-        yield path, f"a cycle: {' -> '.join(chain)}"
+    for where, chain in cycles:
+        yield where, f"a cycle: {' -> '.join(chain)}"
     for node in graph.nodes.values():
         path: Path = (node.section, node.name)
         if node.part is not None:
@@ -136,9 +133,7 @@ def graph_problems(graph: Graph, broken: set[str]) -> Iterator[tuple[Path, str]]
             yield from _expectation_problems(graph, path, node.entry)
 
 
-def _reference_problem(
-    graph: Graph, accepts: Accepts, many: bool, name: str, cyclic: bool
-) -> str | None:
+def _reference_problem(graph: Graph, accepts: Accepts, many: bool, name: str, cyclic: bool) -> str | None:
     members = graph.members(name)
     if name in graph.parts:
         return f"`{name}` is split; name one part: {_list(graph.parts[name])}"
@@ -151,9 +146,9 @@ def _reference_problem(
         kind = graph.nodes[member].produces
         if kind not in accepts.types:
             return f"`{member}` is {_a(kind)}; this takes {_a(' or '.join(accepts.types))}{_fits(graph, accepts)}"
-        if kind == "reward" and accepts.use != "evaluation" and not cyclic:
-            if graph.judges_only(member):
-                return f"`{member}` is kept for evaluation (`use: evaluation`) and may not serve {accepts.use}"
+        guides = kind == "reward" and accepts.use != "evaluation" and not cyclic
+        if guides and graph.judges_only(member):
+            return f"`{member}` is kept for evaluation (`use: evaluation`) and may not serve {accepts.use}"
     return None
 
 

@@ -114,10 +114,7 @@ def _draw(
         rows=execution.rows,
         on_progress=lambda done, total: log.progress(done, total, "responses"),
     )
-    return [
-        [Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished) for s in row]
-        for row in drawn
-    ]
+    return [[Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished) for s in row] for row in drawn]
 
 
 def _choose(
@@ -135,8 +132,7 @@ def _choose(
         return kept
     rewards = scores.of(rule.reward, prompts, [[a.text for a in row] for row in kept])
     return [
-        [row[best_draw(values, s, samples)] for s in range(samples)]
-        for row, values in zip(kept, rewards, strict=True)
+        [row[best_draw(values, s, samples)] for s in range(samples)] for row, values in zip(kept, rewards, strict=True)
     ]
 
 

@@ -30,9 +30,7 @@ def evaluate(job: Job) -> Result:
     use_threads(job.execution)
     prompts = prompts_of(job.one("prompts"))
     policies = list(job.many("policies"))
-    reference = next(
-        (i for i, p in enumerate(policies) if p.fingerprint == job.one("against").fingerprint), None
-    )
+    reference = next((i for i, p in enumerate(policies) if p.fingerprint == job.one("against").fingerprint), None)
     if reference is None:
         reference = len(policies)
         policies.append(job.one("against"))
@@ -50,9 +48,7 @@ def evaluate(job: Job) -> Result:
     rewards = [_judged(r, prompts, answers, known) for r in job.many("rewards")]
 
     def measured(values: Array) -> Interval:
-        return interval(
-            values, confidence=job.entry.confidence, resamples=job.entry.resamples, seed=job.seed
-        )
+        return interval(values, confidence=job.entry.confidence, resamples=job.entry.resamples, seed=job.seed)
 
     lengths = [np.array([[float(a.tokens) for a in row] for row in rows]) for rows in answers]
     evaluation = {
@@ -68,9 +64,7 @@ def evaluate(job: Job) -> Result:
                 "rewards": [
                     {
                         "reward": measured(scores[i].mean(axis=1))._asdict(),
-                        "difference": measured(
-                            scores[i].mean(axis=1) - scores[reference].mean(axis=1)
-                        )._asdict(),
+                        "difference": measured(scores[i].mean(axis=1) - scores[reference].mean(axis=1))._asdict(),
                         "win_rate": measured(win_rates(scores[i], scores[reference]))._asdict(),
                     }
                     for scores in rewards

@@ -62,9 +62,7 @@ def label_responses(job: Job) -> Result:
     pairs = []
     without = 0
     for row, some, values in zip(rows, texts, rewards, strict=True):
-        chosen = pairs_by_reward(
-            values, some, at_most=job.entry.pairs_per_prompt, min_gap=job.entry.min_gap
-        )
+        chosen = pairs_by_reward(values, some, at_most=job.entry.pairs_per_prompt, min_gap=job.entry.min_gap)
         without += not chosen
         pairs += [
             {

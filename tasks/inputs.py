@@ -27,10 +27,7 @@ def pairs_of(artifact: Artifact) -> list[Pair]:
     if isinstance(artifact.entry, Data):
         return list(_rows(artifact).rows)
     assert artifact.folder is not None
-    return [
-        Pair(tuple(row["prompt"]), row["chosen"], row["rejected"])
-        for row in read_lines(artifact.folder / PAIRS)
-    ]
+    return [Pair(tuple(row["prompt"]), row["chosen"], row["rejected"]) for row in read_lines(artifact.folder / PAIRS)]
 
 
 def _rows(artifact: Artifact) -> Rows:

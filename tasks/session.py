@@ -9,13 +9,13 @@ import json
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from registry.home import study_folder
 from registry.store import Stored, link
 from tasks.observer import Observer
 from tasks.tracking import Tracker
 from tasks.view import LAST, View, last_payloads
+
 
 @dataclass
 class Session(View):

@@ -10,9 +10,9 @@ import shutil
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from mlflow.entities import Metric
@@ -184,7 +184,7 @@ def _build(session: Session, work: Work) -> Stored:
                     ],
                     "metrics": result.metrics,
                     "provenance": provenance(session.study.execution.gpus, session.study.execution.threads)
-                    | {"seconds": round(elapsed, 3), "finished": datetime.now(timezone.utc).isoformat()},
+                    | {"seconds": round(elapsed, 3), "finished": datetime.now(UTC).isoformat()},
                     "mlflow": {"run": run or None, "experiment": session.tracker.experiment_id, "model": model},
                 }
                 stored = publish(session.home, work.kind, work.fingerprint, out, record)
@@ -241,7 +241,12 @@ def _report(session: Session, work: Work, stored: Stored, run: str, elapsed: flo
         tracker.table(run, list(generations(artifact, evaluation.policies, evaluation.rewards)), "generations.json")
     elif work.kind == "sample":
         rows = [
-            {"prompt": row["prompt"][-1]["content"], "response": r["text"], "tokens": r["tokens"], "finished": r["finished"]}
+            {
+                "prompt": row["prompt"][-1]["content"],
+                "response": r["text"],
+                "tokens": r["tokens"],
+                "finished": r["finished"],
+            }
             for row in read_lines(stored.folder / RESPONSES)
             for r in row["responses"]
         ]
@@ -276,4 +281,3 @@ class _Relay:
                 update_progress_artifact(self.artifact, percent)
         except Exception as error:  # a bar in the UI is not worth a stage
             self.session.observe(self.name, "note", f"no progress artifact: {error}")
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Tracker:
 
     def metric_batch(self, run: str, batch: list[Metric]) -> None:
         for start in range(0, len(batch), 1000):
-            self._safely(lambda s=start: self.client.log_batch(run, metrics=batch[s : s + 1000]), run)
+            self._safely(partial(self.client.log_batch, run, metrics=batch[start : start + 1000]), run)
 
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
         batch = [RunTag(k, v[:5000]) for k, v in tags.items()]
@@ -107,18 +108,15 @@ class Tracker:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             if path.suffix != ".safetensors" and path.stat().st_size <= MAX_ARTIFACT_BYTES:
                 parent = str(path.relative_to(folder).parent)
-                self._safely(
-                    lambda p=path, d=parent: self.client.log_artifact(run, str(p), None if d == "." else d), run
-                )
+                place = None if parent == "." else parent
+                self._safely(partial(self.client.log_artifact, run, str(path), place), run)
 
     def file(self, run: str, path: Path, folder: str | None = None) -> None:
         self._safely(lambda: self.client.log_artifact(run, str(path), folder), run)
 
     def dataset_in(self, run: str, name: str, fingerprint: str, source: str, context: str) -> None:
         """An edge from a data set. MLflow takes digests of at most 36 characters."""
-        entity = Dataset(
-            name=name, digest=fingerprint[:32], source_type="local", source=json.dumps({"uri": source})
-        )
+        entity = Dataset(name=name, digest=fingerprint[:32], source_type="local", source=json.dumps({"uri": source}))
         edge = DatasetInput(entity, tags=[InputTag("mlflow.data.context", context)])
         self._safely(lambda: self.client.log_inputs(run, datasets=[edge]), run)
 

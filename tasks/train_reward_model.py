@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from registry.language_models import ADAPTER, WEIGHTS, load_language_model
+from registry.language_models import ADAPTER, WEIGHTS, load_language_model, own_precision
 from registry.methods.comparison import accuracy, interval
 from registry.reward_models import logits, with_score_head
 from registry.rows import Pair
@@ -41,12 +41,10 @@ def train_reward_model(job: Job) -> Result:
     model = with_score_head(base.model, job.seed)
     where = f"data.{job.one('data').name}"
     sides = ["chosen", "rejected"]
-    rows, dropped = tokenised(
-        base.tokenizer, pairs_of(job.one("data")), sides, job.entry, where, allowed_dropped(job)
-    )
+    rows, dropped = tokenised(base.tokenizer, pairs_of(job.one("data")), sides, job.entry, where, allowed_dropped(job))
     columns = [{"chosen_ids": c[0] + c[1], "rejected_ids": r[0] + r[1]} for c, r in rows]
     pad_apart(base.tokenizer, [ids for c in columns for ids in c.values()])
-    config = arguments(job, job.out / "scratch", len(columns), base.precision)
+    config = arguments(job, job.out / "scratch", len(columns), own_precision(job.one("from")))
     center = job.entry.center / job.entry.beta**2 or None
     trainer = RewardTrainer(
         model=model,
@@ -69,7 +67,7 @@ def train_reward_model(job: Job) -> Result:
 def _divide_head(model: Any, beta: float) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("score.weight") or name.endswith("score.modules_to_save.default.weight"):
+            if name.endswith(("score.weight", "score.modules_to_save.default.weight")):
                 parameter /= beta
 
 
@@ -101,7 +99,11 @@ def _test(model: Any, tokenizer: Any, pairs: list[Pair], job: Job) -> dict[str, 
         ("accuracy_minus_length_baseline", right - longer),
     ):
         measured = interval(values, confidence=0.95, resamples=2000, seed=job.seed)
-        found |= {f"test/{name}": measured.estimate, f"test/{name}_low": measured.low, f"test/{name}_high": measured.high}
+        found |= {
+            f"test/{name}": measured.estimate,
+            f"test/{name}_low": measured.low,
+            f"test/{name}_high": measured.high,
+        }
     margin = chosen - rejected
     beta = job.entry.beta
     found["test/loss"] = float(np.logaddexp(0, -beta * margin).mean())

@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from registry.language_models import ADAPTER, WEIGHTS, load_language_model
+from registry.language_models import ADAPTER, WEIGHTS, load_language_model, own_precision
 from tasks.inputs import pairs_of
 from tasks.job import Job, Result
 from tasks.threads import use_threads
@@ -35,14 +35,11 @@ def train_sft(job: Job) -> Result:
         f"data.{job.one('data').name}",
         allowed_dropped(job),
     )
-    columns = [
-        {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
-        for ((prompt, answer),) in rows
-    ]
+    columns = [{"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer} for ((prompt, answer),) in rows]
     pad_apart(base.tokenizer, [c["input_ids"] for c in columns])
     trainer = SFTTrainer(
         model=base.model,
-        args=SFTConfig(**arguments(job, job.out / "scratch", len(columns), base.precision)),
+        args=SFTConfig(**arguments(job, job.out / "scratch", len(columns), own_precision(job.one("from")))),
         train_dataset=Dataset.from_list(columns),
         processing_class=base.tokenizer,
         peft_config=lora_config(job.entry, "CAUSAL_LM"),

@@ -45,9 +45,7 @@ class View:
     planned: dict[str, Planned]
 
     @classmethod
-    def of(
-        cls, study: Study, home: Path, folder: Path, *, offline: bool, forced: frozenset[str] = frozenset()
-    ) -> View:
+    def of(cls, study: Study, home: Path, folder: Path, *, offline: bool, forced: frozenset[str] = frozenset()) -> View:
         """Looks at the leaves and at the store, and plans."""
         facts = leaf_facts.gather(study, home, folder, offline=offline)
         planned = plan(

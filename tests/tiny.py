@@ -24,7 +24,10 @@ def tokenizer(*, chat_template: str | None = CHAT, pad: bool = True) -> Any:
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(SPECIAL)
     made = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|end|>", additional_special_tokens=SPECIAL[2:], **({"pad_token": "<pad>"} if pad else {})
+        tokenizer_object=inner,
+        eos_token="<|end|>",
+        additional_special_tokens=SPECIAL[2:],
+        **({"pad_token": "<pad>"} if pad else {}),
     )
     made.chat_template = chat_template
     return made
@@ -41,7 +44,9 @@ def config(**changes: Any) -> Any:
     return LlamaConfig(**(settings | changes))
 
 
-def language_model(folder: Path, *, chat_template: str | None = CHAT, pad: bool = True, seed: int = 0, **changes: Any) -> Path:
+def language_model(
+    folder: Path, *, chat_template: str | None = CHAT, pad: bool = True, seed: int = 0, **changes: Any
+) -> Path:
     """Writes a causal language model with its tokenizer."""
     import torch
     from transformers import LlamaForCausalLM

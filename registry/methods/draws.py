@@ -80,7 +80,7 @@ def _invert(weights: Tensor, u: Tensor) -> Tensor:
     edges = sums.double().cumsum(-1)
     total = edges[:, -1:]
     broken = ~(total.isfinite() & (total > 0))[:, 0]
-    # u times the total may round up to the total, where no token lies.
+    # No token lies at the total itself, which u = 1 (a number rounded up) would ask for.
     target = torch.minimum(u.to(edges)[:, None] * total, _below(total))
     block = torch.searchsorted(edges, target, right=True).clamp_(max=edges.shape[1] - 1)
     before = torch.where(block > 0, edges.gather(1, (block - 1).clamp(min=0)), 0.0)

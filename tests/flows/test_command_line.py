@@ -85,12 +85,15 @@ def test_check_as_json_gives_places(folder: Path) -> None:
     [
         (lambda f: (f / "prompts.jsonl").unlink(), "data.prompts.source  there is no file"),
         (lambda f: (f / "prompts.jsonl").write_text(""), "is empty"),
-        (lambda f: tiny.write_lines(f / "prompts.jsonl", [{"prompt": "a"}, {"prompt": 3}] * 4), "`prompt` is neither text nor messages: 4 (first: row 2)"),
+        (
+            lambda f: tiny.write_lines(f / "prompts.jsonl", [{"prompt": "a"}, {"prompt": 3}] * 4),
+            "`prompt` is neither text nor messages: 4 (first: row 2)",
+        ),
         (lambda f: tiny.write_lines(f / "prompts.jsonl", [{"question": "a"}] * 8), "columns: {prompt: "),
         (lambda f: tiny.write_lines(f / "prompts.jsonl", [{"prompt": "a"}]), "8"),
         (
             lambda f: (f / "prompts.jsonl").write_text(
-                "".join('{"prompt": "p%d"}\n' % i for i in range(5)) + "{broken\n" + '{"prompt": "z"}\n' * 3
+                "".join(f'{{"prompt": "p{i}"}}\n' for i in range(5)) + "{broken\n" + '{"prompt": "z"}\n' * 3
             ),
             "not JSON: 1 (row 6)",
         ),
@@ -110,7 +113,11 @@ def test_bad_data_are_told_before_anything_runs(folder: Path, spoil, message: st
 def test_plan_tells_state_and_reason_and_its_json_is_stable(folder: Path) -> None:
     done = alignflow(folder, "plan", "s.yaml")
     assert done.returncode == 0
-    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["run", "rolls"], ["run", "pairs"], ["run", "rm"]]
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        ["run", "rolls"],
+        ["run", "pairs"],
+        ["run", "rm"],
+    ]
     stages = json.loads(alignflow(folder, "plan", "s.yaml", "--json").stdout)["stages"]
     assert [(s["name"], s["kind"], s["state"], s["inputs"]) for s in stages] == [
         ("rolls", "sample", "run", ["base", "prompts.train"]),
@@ -205,7 +212,11 @@ def test_a_home_that_cannot_be_written_is_exit_status_4(folder: Path) -> None:
     ("variable", "address", "message"),
     [
         ("PREFECT_API_URL", "http://127.0.0.1:9/api", "no Prefect server answers at http://127.0.0.1:9/api"),
-        ("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9", "no MLflow server answers at http://me:***@127.0.0.1:9"),
+        (
+            "MLFLOW_TRACKING_URI",
+            "http://me:secret@127.0.0.1:9",
+            "no MLflow server answers at http://me:***@127.0.0.1:9",
+        ),
     ],
 )
 def test_a_server_out_of_reach_is_exit_status_4_and_no_password_is_shown(

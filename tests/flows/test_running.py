@@ -68,7 +68,12 @@ def command(*arguments: str) -> list[str]:
 
 def alignflow(folder: Path, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), cwd=folder, env=os.environ | {"PREFECT_API_URL": url}, capture_output=True, text=True, timeout=280
+        command(*arguments),
+        cwd=folder,
+        env=os.environ | {"PREFECT_API_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
 
 
@@ -183,11 +188,13 @@ def test_prefect_shows_stages_by_name_and_the_report(ran, prefect_server: str) -
 
 
 def test_the_report_is_one_file_with_the_numbers_beside_it(ran) -> None:
-    folder, ended = ran
+    _, ended = ran
     report = Path(ended["report"])
     text = report.read_text()
     assert text.count("<svg") == 3  # the evaluation and two trainings
-    assert "http://" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+    assert "http://" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
     assert "<script" not in text
     table = (report.parent / "table.csv").read_text().splitlines()
     assert len(table) == 1 + 5 * 3
@@ -231,7 +238,9 @@ def test_a_failed_stage_is_exit_status_1_names_the_cause_and_keeps_the_rest(ran,
 
 
 def test_a_failure_fails_what_needs_it_and_nothing_else(tmp_path: Path, prefect_server: str) -> None:
-    text = STUDY.replace("reward: gold, pairs", "reward: mine, pairs").replace("  table:", "  more: {do: sample, from: base, prompts: prompts.eval}\n  table:")
+    text = STUDY.replace("reward: gold, pairs", "reward: mine, pairs").replace(
+        "  table:", "  more: {do: sample, from: base, prompts: prompts.eval}\n  table:"
+    )
     folder = make_folder(tmp_path, text)
     (folder / "my_reward.py").write_text("def score(prompts, responses):\n    return [0.0]\n")
     ended = outcome(alignflow(folder, prefect_server, "run", "s.yaml", "--json"))
@@ -252,7 +261,11 @@ def test_an_interrupt_ends_at_130_at_once_and_the_next_run_goes_on(tmp_path: Pat
     text = STUDY.replace("reward: gold, pairs", "reward: mine, pairs")
     (folder / "s.yaml").write_text(text)
     run = subprocess.Popen(
-        command("run", "s.yaml"), cwd=folder, env=os.environ | {"PREFECT_API_URL": prefect_server}, stdout=subprocess.PIPE, text=True
+        command("run", "s.yaml"),
+        cwd=folder,
+        env=os.environ | {"PREFECT_API_URL": prefect_server},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert run.stdout is not None
     for line in run.stdout:
@@ -265,7 +278,7 @@ def test_an_interrupt_ends_at_130_at_once_and_the_next_run_goes_on(tmp_path: Pat
     assert time.monotonic() - started < 20
     assert "run the same command to go on" in rest
     store = folder / ".alignflow" / "store"
-    assert [p for p in store.rglob("*.building")] == []
+    assert not list(store.rglob("*.building"))
     (folder / "my_reward.py").write_text(REWARD)
     ended = outcome(alignflow(folder, prefect_server, "run", "s.yaml", "--json"))
     assert ended["stages"].pop("rolls") == "cached"

@@ -21,8 +21,7 @@ from specs.data import Data
 from specs.problems import UnfitError, UserError
 
 ROWS: list[dict[str, Any]] = [
-    {"prompt": f"Question {i}?", "chosen": f"Yes, {i}.", "rejected": "No é\u2028."}
-    for i in range(40)
+    {"prompt": f"Question {i}?", "chosen": f"Yes, {i}.", "rejected": "No é\u2028."} for i in range(40)
 ]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -53,9 +52,7 @@ def test_the_three_encodings_of_one_table_give_the_same_rows(tmp_path: Path) -> 
     names = ("a.jsonl", "a.jsonl.gz", "a.parquet")
     plain, zipped, table = (read(pairs(write(tmp_path / name, ROWS))) for name in names)
     assert plain == zipped == table
-    assert plain.rows[3] == Pair(
-        ({"role": "user", "content": "Question 3?"},), "Yes, 3.", "No é\u2028."
-    )
+    assert plain.rows[3] == Pair(({"role": "user", "content": "Question 3?"},), "Yes, 3.", "No é\u2028.")
     assert plain.read == len(plain.rows) == 40
 
 
@@ -92,9 +89,7 @@ def test_a_bad_line_is_a_dropped_row_under_its_line_number(tmp_path: Path) -> No
 
 def test_the_limit_on_rows_counts_what_is_read_not_what_is_kept(tmp_path: Path) -> None:
     rows = [{"prompt": ""}, {"prompt": "a"}, {"prompt": "b"}]
-    limited = read(
-        pairs(write(tmp_path / "a.jsonl", rows), format="prompt", rows=2, max_dropped="50%")
-    )
+    limited = read(pairs(write(tmp_path / "a.jsonl", rows), format="prompt", rows=2, max_dropped="50%"))
     assert [row.text for row in limited.rows] == ["a"]
     assert limited.read == 2
 
@@ -104,18 +99,14 @@ def test_a_part_is_taken_from_the_rows_that_can_be_used(tmp_path: Path) -> None:
     data = pairs(path, split={"train": 30, "eval": 10}, max_dropped="5%")
     train, evaluation = read(data, "train"), read(data, "eval")
     assert (len(train.rows), len(evaluation.rows)) == (30, 10)
-    assert sorted(r.chosen for r in train.rows + evaluation.rows) == sorted(
-        r["chosen"] for r in ROWS
-    )
+    assert sorted(r.chosen for r in train.rows + evaluation.rows) == sorted(r["chosen"] for r in ROWS)
     assert train.dropped == evaluation.dropped == {"`chosen` is missing": 1}
     with pytest.raises(UserError, match=r"^data\.p: `split` asks for 41 rows"):
         read(data.model_copy(update={"split": {"train": 31, "eval": 10}}), "eval", "data.p")
 
 
 def test_the_catalogue_holds_distinct_prompts_for_training_and_evaluation() -> None:
-    train, evaluation = (
-        read(Data(source=name, format="prompt", max_dropped="0%")).rows for name in CATALOGUE
-    )
+    train, evaluation = (read(Data(source=name, format="prompt", max_dropped="0%")).rows for name in CATALOGUE)
     assert (len(train), len(evaluation)) == (64, 48)
     assert len({row.id for row in train + evaluation}) == 112
 
@@ -145,20 +136,15 @@ def test_a_source_that_cannot_be_had_is_one_line_with_a_remedy(tmp_path: Path) -
     (tmp_path / "empty.jsonl").touch()
     os.mkfifo(tmp_path / "pipe.jsonl")
     for source, line in {
-        f"{tmp_path}/pair.jsonl": (
-            f"there is no file `{tmp_path}/pair.jsonl`; did you mean `pairs.jsonl`?"
-        ),
+        f"{tmp_path}/pair.jsonl": (f"there is no file `{tmp_path}/pair.jsonl`; did you mean `pairs.jsonl`?"),
         f"{tmp_path}/none/a.jsonl": f"there is no file `{tmp_path}/none/a.jsonl`",
-        f"{tmp_path}/a.csv": (
-            f"`{tmp_path}/a.csv` has an unknown suffix; there are .jsonl, .jsonl.gz, .parquet"
-        ),
+        f"{tmp_path}/a.csv": (f"`{tmp_path}/a.csv` has an unknown suffix; there are .jsonl, .jsonl.gz, .parquet"),
         str(tmp_path): f"`{tmp_path}` is a folder; name a file in it (.jsonl, .jsonl.gz, .parquet)",
         f"{tmp_path}/empty.jsonl": f"`{tmp_path}/empty.jsonl` is empty",
         f"{tmp_path}/pipe.jsonl": f"`{tmp_path}/pipe.jsonl` is not a regular file",
         f"/{'x' * 300}.jsonl": f"`/{'x' * 300}.jsonl` cannot be read: File name too long",
         "quickstart-trian": (
-            "`quickstart-trian` is not in the data catalogue; did you mean `quickstart-train`? "
-            "(a file has a suffix)"
+            "`quickstart-trian` is not in the data catalogue; did you mean `quickstart-train`? (a file has a suffix)"
         ),
     }.items():
         data = Data(source=source, format="preference")
@@ -178,17 +164,13 @@ def test_a_source_that_cannot_be_had_is_one_line_with_a_remedy(tmp_path: Path) -
     ],
     ids=["not gzip", "cut off", "damaged", "not parquet"],
 )
-def test_a_file_that_cannot_be_unpacked_is_one_line(
-    tmp_path: Path, name: str, content: bytes
-) -> None:
+def test_a_file_that_cannot_be_unpacked_is_one_line(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=r"^data\.pairs: `.*` cannot be read.*: .+$"):
         read(pairs(tmp_path / name), where="data.pairs")
 
 
-@pytest.mark.parametrize(
-    "content", [b"\n\n", gzip.compress(b"")], ids=["blank lines", "gzip of nothing"]
-)
+@pytest.mark.parametrize("content", [b"\n\n", gzip.compress(b"")], ids=["blank lines", "gzip of nothing"])
 def test_a_file_without_rows_is_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / ("a.jsonl" if content == b"\n\n" else "a.jsonl.gz")
     path.write_bytes(content)

@@ -79,7 +79,7 @@ def test_a_row_gets_the_same_token_alone_and_in_a_batch() -> None:
             assert inverse_cdf(logits[row : row + 1], u[row : row + 1], **rule) == together[row]
 
 
-@pytest.mark.parametrize("number", [0.0, 1e-300, 0.25, 0.5, 0.75, 1 - 1e-9, NEAREST_ONE])
+@pytest.mark.parametrize("number", [0.0, 1e-300, 0.25, 0.5, 0.75, 1 - 1e-9, NEAREST_ONE, 1.0])
 @pytest.mark.parametrize("size", [5, 2 * BLOCK, 4 * BLOCK + 7])
 def test_a_token_of_probability_zero_is_never_drawn(number: float, size: int) -> None:
     generator = torch.Generator().manual_seed(size)

@@ -38,7 +38,9 @@ def python_reward(tmp_path: Path, monkeypatch):
 
 
 def test_the_lexicon_orders_sentiments_within_minus_one_and_one() -> None:
-    low, neutral, high = score(artifact(Lexicon(kind="lexicon")), "A horrible, sad mess.", "A table.", "Wonderful, I love it!")
+    low, neutral, high = score(
+        artifact(Lexicon(kind="lexicon")), "A horrible, sad mess.", "A table.", "Wonderful, I love it!"
+    )
     assert -1 <= low < -0.5 < neutral == 0 < 0.5 < high <= 1
 
 
@@ -86,7 +88,9 @@ def test_a_python_reward_is_found_but_not_run_before_the_study_runs(tmp_path: Pa
     assert set(found.identity) == {"sha256"}
     missing = python_fact(PythonReward(kind="python", target="unrun_reward:scor"), tmp_path)
     assert "defines no function `scor`; did you mean `score`?" in str(missing.problem)
-    assert "no module `no_such_reward`" in str(python_fact(PythonReward(kind="python", target="no_such_reward:f"), tmp_path).problem)
+    assert "no module `no_such_reward`" in str(
+        python_fact(PythonReward(kind="python", target="no_such_reward:f"), tmp_path).problem
+    )
 
 
 def test_a_classifier_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:

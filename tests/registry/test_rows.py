@@ -38,9 +38,7 @@ def sides(chosen: Any, rejected: Any, **prompt: Any) -> dict[str, Any]:
 
 
 def hh(*turns: str) -> str:
-    return "".join(
-        f"\n\n{'Assistant' if i % 2 else 'Human'}: {turn}" for i, turn in enumerate(turns)
-    )
+    return "".join(f"\n\n{'Assistant' if i % 2 else 'Human'}: {turn}" for i, turn in enumerate(turns))
 
 
 def test_an_hh_dialogue_is_split_before_its_last_answer() -> None:
@@ -51,9 +49,7 @@ def test_an_hh_dialogue_is_split_before_its_last_answer() -> None:
 
 def test_a_speaker_is_recognised_only_at_the_start_of_a_paragraph() -> None:
     said = "Human: is a word\n\nHumans: too"
-    assert normal("hh_rlhf", sides(hh(said, "yes"), hh(said, "no"))).rows == (
-        Pair((user(said),), "yes", "no"),
-    )
+    assert normal("hh_rlhf", sides(hh(said, "yes"), hh(said, "no"))).rows == (Pair((user(said),), "yes", "no"),)
 
 
 SKY, BLUE, GREEN = user("What color is the sky?"), assistant("Blue."), assistant("Green.")
@@ -240,10 +236,7 @@ openings = st.lists(st.integers(0, 30), min_size=1, max_size=60)
 
 def prompts(numbers: list[int]) -> tuple[Prompt, ...]:
     """Rows with few openings; what follows an opening differs from row to row."""
-    return tuple(
-        Prompt((user(f"topic {n}"), assistant("Go on."), user(f"row {i}")))
-        for i, n in enumerate(numbers)
-    )
+    return tuple(Prompt((user(f"topic {n}"), assistant("Go on."), user(f"row {i}"))) for i, n in enumerate(numbers))
 
 
 def parts(rows: tuple[Prompt, ...], split: dict[str, int]) -> dict[str, tuple[Prompt, ...]] | None:
@@ -294,6 +287,4 @@ def test_prompts_that_differ_in_case_and_white_space_stay_in_one_part() -> None:
 def test_a_split_that_asks_for_too_much_says_how_many_rows_there_are() -> None:
     with pytest.raises(UserError) as error:
         part(some(5).rows, {"train": 4, "eval": 2}, "train", "data.prompts")
-    assert str(error.value) == (
-        "data.prompts: `split` asks for 6 rows (train: 4, eval: 2) and 5 can be used; lower it"
-    )
+    assert str(error.value) == ("data.prompts: `split` asks for 6 rows (train: 4, eval: 2) and 5 can be used; lower it")

@@ -62,7 +62,13 @@ def request_for(tmp_path: Path):
 
     def made(name: str, devices: str | None = None) -> child.Request:
         return child.Request(
-            f"bodies_of_the_test:{name}", None, tmp_path, Execution(), tmp_path / "logs" / "s.log", devices, (str(tmp_path),)
+            f"bodies_of_the_test:{name}",
+            None,
+            tmp_path,
+            Execution(),
+            tmp_path / "logs" / "s.log",
+            devices,
+            (str(tmp_path),),
         )
 
     return made
@@ -94,7 +100,7 @@ def test_what_a_body_prints_goes_to_its_log(request_for, tmp_path: Path) -> None
 
 
 def test_a_mistake_of_the_person_comes_back_as_one_line(request_for) -> None:
-    with pytest.raises(UserError, match="^rows: too few$"):
+    with pytest.raises(UserError, match=r"^rows: too few$"):
         run(request_for("blames_the_person"))
 
 

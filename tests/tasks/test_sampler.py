@@ -39,8 +39,8 @@ def qwen2() -> Any:
 
 
 def gpt2() -> Any:
-    config = transformers.GPT2Config(VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3)
-    return transformers.GPT2LMHeadModel(config)
+    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, initializer_range=0.3))
 
 
 def gpt_neox() -> Any:
