@@ -2,57 +2,98 @@
 
 Exit status: 0 done, 1 a stage failed, 2 the spec is invalid, 3 an expectation was missed, 4 the environment is unfit,
 130 interrupted.
+
+argparse, because `check` and `plan` are to feel immediate: the nicer libraries cost as much to import as the language.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # 20 ms of looking for plug-ins we do not use
 
-import typer
+from specs.problems import Problem, SpecError, UnfitError, UserError  # noqa: E402  (after the line above)
 
-from specs.problems import Problem, SpecError, UnfitError, UserError
-
-app = typer.Typer(
-    name="alignflow",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Declarative alignment studies: one file, every method, honest intervals.",
-)
-
-SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="A study file.")]
-Sets = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Write one value over the file's; repeatable.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Use nothing from the network that is not here already.")]
+Arguments = argparse.Namespace
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     """The console script: a person's mistake is told in one line each, without a traceback."""
+    arguments = _parser().parse_args(argv)
     try:
-        app()
+        status: int | None = arguments.verb(arguments)
+        sys.stdout.flush()
+        return status or 0
     except SpecError as error:
-        _tell(error.problems)
-        sys.exit(2)
+        _tell(error.problems, getattr(arguments, "json", False))
+        return 2
     except UnfitError as error:
         print(f"environment: {error}", file=sys.stderr)
-        sys.exit(4)
+        return 4
     except UserError as error:
         print(error, file=sys.stderr)
-        sys.exit(1)
+        return 1
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
+        return 1
 
 
-def _tell(problems: list[Problem]) -> None:
-    if "--json" in sys.argv:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="alignflow", description="Declarative alignment studies: one file, every method, honest intervals."
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(function: Callable[[Arguments], int | None], *options: str) -> argparse.ArgumentParser:
+        text = (function.__doc__ or "").splitlines()[0]
+        made = verbs.add_parser(function.__name__, help=text, description=text)
+        made.set_defaults(verb=function)
+        for option in options:
+            names, settings = _OPTIONS[option]
+            made.add_argument(*names, **settings)
+        return made
+
+    verb(init, "recipe", "folder")
+    verb(recipes)
+    verb(check, "specs", "set", "offline", "json")
+    verb(plan, "spec", "set", "force", "offline", "json")
+    verb(run, "spec", "set", "force", "offline", "json", "quiet")
+    verb(show, "spec", "stage", "set", "json")
+    verb(report, "spec", "set")
+    verb(schema)
+    verb(explain, "path")
+    verb(doctor, "json")
+    verb(gc, "delete")
+    return parser
+
+
+_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "spec": (("spec",), {"metavar": "SPEC", "type": Path, "help": "a study file"}),
+    "specs": (("specs",), {"metavar": "SPEC", "type": Path, "nargs": "+", "help": "study files"}),
+    "stage": (("stage",), {"metavar": "STAGE", "nargs": "?", "help": "one stage of it"}),
+    "recipe": (("recipe",), {"metavar": "RECIPE", "nargs": "?", "default": "quickstart", "help": "default: quickstart"}),
+    "folder": (("folder",), {"metavar": "FOLDER", "nargs": "?", "type": Path, "default": Path(), "help": "default: here"}),
+    "path": (("path",), {"metavar": "PATH", "nargs": "?", "default": "", "help": "such as stages.reward_model.beta"}),
+    "set": (
+        ("--set",),
+        {"metavar": "A.B=C", "action": "append", "default": [], "dest": "sets", "help": "write a value over the file's"},
+    ),
+    "force": (("--force",), {"metavar": "STAGE", "action": "append", "default": [], "help": "build this stage anew"}),
+    "offline": (("--offline",), {"action": "store_true", "help": "use nothing from the network that is not here already"}),
+    "json": (("--json",), {"action": "store_true", "help": "print JSON"}),
+    "quiet": (("--quiet", "-q"), {"action": "store_true", "help": "print nothing unless something fails"}),
+    "delete": (("--delete",), {"action": "store_true", "help": "delete them; without this they are only listed"}),
+}
+
+
+def _tell(problems: list[Problem], as_json: bool) -> None:
+    if as_json:
         print(json.dumps({"errors": [p.as_json() for p in problems]}, indent=1))
         return
     for problem in problems:
@@ -60,51 +101,51 @@ def _tell(problems: list[Problem]) -> None:
     print(f"{len(problems)} error{'s' if len(problems) > 1 else ''}; nothing was run.", file=sys.stderr)
 
 
-def _view(spec: Path, sets: list[str], offline: bool, force: list[str] | None = None) -> tuple[Any, Any]:
+def _view(arguments: Arguments, spec: Path) -> tuple[Any, Any]:
     from registry.home import home
     from specs.load import load
     from tasks.view import View
 
-    loaded = load(spec, sets)
-    folder = spec.resolve().parent
-    forced = frozenset(force or [])
-    return loaded, View.of(loaded.study, home(), folder, offline=offline, forced=forced)
+    loaded = load(spec, arguments.sets)
+    forced = frozenset(getattr(arguments, "force", ()))
+    offline = getattr(arguments, "offline", False)
+    return loaded, View.of(loaded.study, home(), spec.resolve().parent, offline=offline, forced=forced)
 
 
-@app.command()
-def check(
-    specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="Study files.")],
-    sets: Sets = [],  # noqa: B006  (typer reads the default)
-    offline: Offline = False,
-    as_json: AsJson = False,
-) -> None:
+def init(arguments: Arguments) -> None:
+    """Copy a recipe, with the schema beside it, to begin from."""
+    from flows.recipes import copy
+
+    path = copy(arguments.recipe, arguments.folder)
+    print(f"wrote {path}; next: alignflow run {path}")
+
+
+def recipes(_: Arguments) -> None:
+    """List the studies that come with AlignFlow."""
+    from flows.recipes import listed
+
+    for name, text in listed():
+        print(f"{name:16} {text}")
+
+
+def check(arguments: Arguments) -> None:
     """Find everything that is wrong with a study before anything runs."""
     problems: list[Problem] = []
-    for spec in specs:
+    for spec in arguments.specs:
         try:
-            loaded, view = _view(spec, sets, offline)
+            loaded, view = _view(arguments, spec)
             problems += [loaded.problem(path, text) for path, text in view.problems()]
         except SpecError as error:
             problems += error.problems
     if problems:
         raise SpecError(problems)
-    if as_json:
-        print(json.dumps({"errors": []}))
-    else:
-        print(*(f"{spec}: fine" for spec in specs), sep="\n")
+    print(json.dumps({"errors": []}) if arguments.json else "\n".join(f"{spec}: fine" for spec in arguments.specs))
 
 
-@app.command()
-def plan(
-    spec: SpecFile,
-    sets: Sets = [],  # noqa: B006
-    force: Annotated[list[str], typer.Option("--force", metavar="STAGE", help="Build this stage anew.")] = [],  # noqa: B006
-    offline: Offline = False,
-    as_json: AsJson = False,
-) -> None:
+def plan(arguments: Arguments) -> None:
     """Show what a run would do: each stage's state and why."""
-    _, view = _view(spec, sets, offline, force)
-    if as_json:
+    _, view = _view(arguments, arguments.spec)
+    if arguments.json:
         stages = [
             {
                 "name": name,
@@ -125,107 +166,74 @@ def plan(
         print(f"{p.state:8} {name:{width}}  {p.step.fingerprint[:16]}  {p.step.kind:12}  {p.why}")
 
 
-@app.command()
-def run(
-    spec: SpecFile,
-    sets: Sets = [],  # noqa: B006
-    force: Annotated[list[str], typer.Option("--force", metavar="STAGE", help="Build this stage anew.")] = [],  # noqa: B006
-    offline: Offline = False,
-    as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing unless something fails.")] = False,
-) -> None:
+def run(arguments: Arguments) -> int:
     """Run a study: what is stored already is not built again."""
     from flows.running import run as run_study
     from specs.load import load
 
-    status = run_study(load(spec, sets), offline=offline, force=force, as_json=as_json, quiet=quiet)
-    raise typer.Exit(status)
+    loaded = load(arguments.spec, arguments.sets)
+    return run_study(
+        loaded, offline=arguments.offline, force=arguments.force, as_json=arguments.json, quiet=arguments.quiet
+    )
 
 
-@app.command()
-def show(spec: SpecFile, stage: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
+def show(arguments: Arguments) -> None:
     """Show where a study or one of its stages stands: files, metrics, lineage."""
     from flows.showing import show_stage, show_study
 
-    _, view = _view(spec, [], False)
-    print(show_stage(view, stage, as_json) if stage else show_study(view, as_json))
+    _, view = _view(arguments, arguments.spec)
+    print(show_stage(view, arguments.stage, arguments.json) if arguments.stage else show_study(view, arguments.json))
 
 
-@app.command()
-def report(spec: SpecFile) -> None:
+def report(arguments: Arguments) -> None:
     """Draw the report of what is stored, and print its path."""
     from flows.report import write_report
 
-    _, view = _view(spec, [], False)
+    _, view = _view(arguments, arguments.spec)
     path = write_report(view)
     if path is None:
-        raise UserError(f"{spec}: nothing of it is stored yet; `alignflow run {spec}` first")
+        raise UserError(f"{arguments.spec}: nothing of it is stored yet; `alignflow run {arguments.spec}` first")
     print(path)
 
 
-@app.command()
-def schema() -> None:
+def schema(_: Arguments) -> None:
     """Print the JSON Schema of the language, for editors."""
     from specs.schema import schema as made
 
     print(json.dumps(made(), indent=1))
 
 
-@app.command()
-def explain(path: Annotated[str, typer.Argument(metavar="PATH", help="Such as stages.reward_model.beta")] = "") -> None:
+def explain(arguments: Arguments) -> int:
     """Explain one field of the language: meaning, type, default."""
     from specs.schema import explain as lines
 
     try:
-        print("\n".join(lines(path)))
+        print("\n".join(lines(arguments.path)))
     except KeyError as error:
         print(error.args[0], file=sys.stderr)
-        raise typer.Exit(2) from None
+        return 2
+    return 0
 
 
-@app.command()
-def recipes() -> None:
-    """List the studies that come with AlignFlow."""
-    from flows.recipes import listed
-
-    for name, text in listed():
-        print(f"{name:16} {text}")
-
-
-@app.command()
-def init(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name.")] = "quickstart",
-    folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path(),
-) -> None:
-    """Copy a recipe, with the schema beside it, to begin from."""
-    from flows.recipes import copy
-
-    print(f"wrote {copy(recipe, folder)}; next: alignflow run {folder / (recipe + '.yaml')}")
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(arguments: Arguments) -> int:
     """Look at what a run depends on: versions, servers, disk, telemetry."""
     from flows.doctor import examine
 
     findings = examine()
-    if as_json:
+    if arguments.json:
         print(json.dumps(findings, indent=1))
     else:
         for f in findings:
             print(f"{'ok  ' if f['fit'] else 'UNFIT'} {f['what']}: {f['found']}")
-    raise typer.Exit(0 if all(f["fit"] for f in findings) else 4)
+    return 0 if all(f["fit"] for f in findings) else 4
 
 
-@app.command()
-def gc(
-    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without this they are only listed.")] = False,
-) -> None:
+def gc(arguments: Arguments) -> None:
     """List what the store holds and no study's last run needs; delete it on request."""
     from flows.collecting import collect
 
-    print(collect(delete))
+    print(collect(arguments.delete))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from specs.problems import UnfitError
 
 RECORD = "record.json"
@@ -58,6 +56,8 @@ def find(home: Path, kind: str, fingerprint: str, *, verify: bool = False) -> St
 def locked(home: Path, fingerprint: str, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Holds the lock on a fingerprint. `waiting` is called about once a second while another
     process holds it, and may raise to give up."""
+    from filelock import FileLock, Timeout  # only a run pays for it
+
     lock = FileLock(home / "locks" / f"{fingerprint[:16]}.lock")
     while True:
         try:

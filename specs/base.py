@@ -29,6 +29,7 @@ class Spec(BaseModel):
         validate_by_name=False,
         serialize_by_alias=True,
         protected_namespaces=(),
+        defer_build=True,  # a study pays for the kinds it names, not for the whole language
     )
 
 

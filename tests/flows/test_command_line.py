@@ -147,8 +147,8 @@ def test_set_changes_the_plan(folder: Path) -> None:
 def test_check_and_plan_import_neither_torch_nor_servers(folder: Path) -> None:
     script = (
         "import sys; sys.argv = ['alignflow', 'plan', 's.yaml']\n"
-        "from flows.cli import app\n"
-        "app(standalone_mode=False)\n"
+        "from flows.cli import main\n"
+        "main()\n"
         "print([m for m in ('torch', 'prefect', 'mlflow', 'transformers', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=60)
