@@ -9,6 +9,7 @@ argparse, because `check` and `plan` are to feel immediate: the nicer libraries 
 from __future__ import annotations
 
 import argparse
+import gc as garbage
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+garbage.disable()  # imports make much and free nothing; `run` switches it on again
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # 20 ms of looking for plug-ins we do not use
 
 from specs.problems import Problem, SpecError, UnfitError, UserError  # noqa: E402  (after the line above)
@@ -42,6 +44,17 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+
+
+def console() -> None:
+    """What the installed `alignflow` runs. Taking a loaded interpreter apart costs a third of a short command's time, so
+    it is left to the system; `run` has things to end in order."""
+    status = main()
+    if "prefect" in sys.modules:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -168,6 +181,7 @@ def plan(arguments: Arguments) -> None:
 
 def run(arguments: Arguments) -> int:
     """Run a study: what is stored already is not built again."""
+    garbage.enable()
     from flows.running import run as run_study
     from specs.load import load
 
@@ -236,4 +250,4 @@ def gc(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

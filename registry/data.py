@@ -12,7 +12,6 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -94,7 +93,7 @@ def _file(data: Data) -> Path:
         if data.source not in CATALOGUE:
             hint = did_you_mean(data.source, CATALOGUE) or f"; it has {', '.join(CATALOGUE)}"
             raise UserError(f"`{data.source}` is not in the data catalogue{hint} (a file has a suffix)")
-        return Path(str(resources.files("registry") / "prompts" / CATALOGUE[data.source]))
+        return Path(__file__).parent / "prompts" / CATALOGUE[data.source]
     path = Path(_expanded(data.source)).expanduser()
     suffixes = ", ".join(DATA_SUFFIXES)
     if path.is_dir():

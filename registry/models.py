@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from registry.weights import folder_digest, folder_problem
 from specs.base import expand_environment
 from specs.models import Model
 from specs.plan import Fact, fingerprint
+from specs.problems import did_you_mean
 from specs.rewards import Classifier
 from specs.sources import origin
 
@@ -100,9 +100,8 @@ def _digest(folder: Path, home: Path, problem: str | None) -> dict[str, Any]:
 
 
 def _unknown(name: str) -> str:
-    close = get_close_matches(name, CATALOGUE, n=1)
-    hint = f"did you mean `{close[0]}`?" if close else f"the catalogue has {', '.join(CATALOGUE)}"
-    return f"`{name}` is not in the model catalogue; {hint} (a folder is written `./{name}`)"
+    hint = did_you_mean(name, CATALOGUE) or f"; it has {', '.join(CATALOGUE)}"
+    return f"`{name}` is not in the model catalogue{hint} (a folder is written `./{name}`)"
 
 
 def hub_cache(repository: str, revision: str, kind: str = "models") -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -29,6 +28,8 @@ def _cpu_has_bf16() -> bool:
 
 
 def _gpu_has_bf16() -> bool:
+    import subprocess  # `check` on a machine without GPUs does not pay for it
+
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

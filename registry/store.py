@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +74,8 @@ def locked(home: Path, fingerprint: str, *, waiting: Callable[[], None] = lambda
 def building(home: Path, kind: str, fingerprint: str) -> Iterator[Path]:
     """A temporary folder to build in, beside where the artifact will be; removed if it was not
     published. The caller holds the lock, so whatever an earlier holder left half-written goes first."""
+    import shutil
+
     final = folder_of(home, kind, fingerprint)
     temporary = final.parent / f".{final.name}.building"
     with disk_errors(home):
@@ -88,6 +89,8 @@ def building(home: Path, kind: str, fingerprint: str) -> Iterator[Path]:
 
 def publish(home: Path, kind: str, fingerprint: str, built: Path, record: dict[str, Any]) -> Stored:
     """Makes what lies in `built` the artifact: digests, record, sync, rename."""
+    import shutil
+
     final = folder_of(home, kind, fingerprint)
     with disk_errors(home):
         files = {}

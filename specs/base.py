@@ -4,8 +4,6 @@ A field's docstring is its description (`alignflow explain`). Units are part of 
 durations are written `90s`, `10m`, `2h`, shares `2%`.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, ClassVar
 

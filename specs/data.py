@@ -1,7 +1,5 @@
 """External data: preference pairs, HH-RLHF dialogues, prompts; from files, packages or a hub."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """The comparison of policies: one set of prompts, one budget, the same random numbers, honest intervals."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from operator import ge, gt, le, lt

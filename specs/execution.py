@@ -1,8 +1,5 @@
 """How and where a study runs. None of it bears identity: no fingerprint ever sees these models."""
 
-from __future__ import annotations
-
-import zoneinfo
 from datetime import UTC
 from typing import Annotated
 
@@ -63,6 +60,8 @@ class Schedule(Spec):
     @field_validator("timezone")
     @classmethod
     def _is_timezone(cls, name: str) -> str:
+        import zoneinfo
+
         try:
             zoneinfo.ZoneInfo(name)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError):

@@ -4,8 +4,6 @@ A `decode` stage is a policy: it defines a rule and generates nothing until some
 every method is compared through one door. A language model named as a policy is sampled at temperature 1.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

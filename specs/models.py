@@ -1,7 +1,5 @@
 """External language models: packaged, local, or on a hub at a pinned revision."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from specs.base import Entry

@@ -1,7 +1,5 @@
 """Rewards that need no training. Trained ones are stages (`reward_model`)."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

@@ -4,8 +4,6 @@ The form of the text decides, never what happens to exist: with `revision` it is
 word is a name of the catalogue, anything else is a path.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Literal
 

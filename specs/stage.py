@@ -1,7 +1,5 @@
 """What every stage shares."""
 
-from __future__ import annotations
-
 from specs.base import Entry, Seed
 
 

@@ -1,7 +1,5 @@
 """A whole study, and the graph its references make."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -49,7 +47,7 @@ class Study(Spec):
     """When a deployment of the study runs."""
 
     @model_validator(mode="after")
-    def _is_a_graph(self) -> Study:
+    def _is_a_graph(self) -> "Study":
         problems = list(graph_problems(Graph(entries(self)), set()))
         if problems:
             raise ValueError("; ".join(f"{show_path(path)}: {text}" for path, text in problems))

@@ -1,7 +1,5 @@
 """Stages that train: supervised fine-tuning and the Bradley-Terry reward model."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
