@@ -9,20 +9,29 @@ speeds up or slows down meanwhile weighs on both.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
+import os
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.command_line import ALIGNFLOW
+from benchmarks.figures import Figure, against, seconds
 from tasks.sampler import sample
 
 NEW_TOKENS = 64
 SAMPLES = 4
-TARGET = 3.0
+ROWS = 64
+FETCH = """\
+version: 1
+name: fetch
+models: {base: {source: smollm2-135m-instruct}}
+data: {prompts: {source: quickstart-eval, format: prompt, rows: 1}}
+stages: {one: {do: sample, from: base, prompts: prompts, samples: 1, max_new_tokens: 1}}
+"""
 TOPICS = (
     "a vegetable garden on a balcony",
     "the history of the printing press",
@@ -56,20 +65,18 @@ BACKGROUND = (
 
 
 def prompts(tokenizer: Any) -> list[list[int]]:
-    """64 prompts of 1 to 9 sentences, in the model's chat format if it has one."""
+    """64 prompts of 1 to 9 sentences in the model's chat format."""
     texts = [
         " ".join([f"My question is about {topic}.", *BACKGROUND[:number], task])
         for topic in TOPICS
         for number, task in enumerate(TASKS)
     ]
-    if tokenizer.chat_template is None:
-        return [tokenizer(text)["input_ids"] for text in texts]
     turns = [[{"role": "user", "content": text}] for text in texts]
     settings = {"add_generation_prompt": True, "return_dict": False}
     return [tokenizer.apply_chat_template(turn, **settings) for turn in turns]
 
 
-def run_ours(model: Any, ids: list[list[int]], eos_id: int, seed: int, rows: int) -> int:
+def run_ours(model: Any, ids: list[list[int]], eos_id: int, seed: int) -> int:
     drawn = sample(
         model,
         ids,
@@ -78,7 +85,7 @@ def run_ours(model: Any, ids: list[list[int]], eos_id: int, seed: int, rows: int
         seed=seed,
         max_new_tokens=NEW_TOKENS,
         eos_ids=[eos_id],
-        rows=rows,
+        rows=ROWS,
     )
     return sum(len(one.ids) for group in drawn for one in group)
 
@@ -104,14 +111,24 @@ def run_generate(model: Any, ids: list[list[int]], eos_id: int) -> int:
     return useful
 
 
-def measure(model_dir: str, repeats: int = 3, rows: int = 64) -> dict[str, Any]:
-    """Ours and the baseline alternately; the figures are medians over the repeats."""
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto").eval()
+def demo_model(folder: Path) -> Path:
+    """The demo model's folder, fetched by a study of one token."""
+    home = folder / "sampler"
+    (folder / "fetch.yaml").write_text(FETCH, encoding="utf-8")
+    seconds([ALIGNFLOW, "run", "fetch.yaml"], os.environ | {"ALIGNFLOW_HOME": str(home)}, folder)
+    (found,) = (home / "store" / "model").iterdir()
+    return found
+
+
+def measure(folder: Path, repeats: int = 3) -> Iterator[Figure]:
+    """Ours and the baseline alternately."""
+    model_folder = demo_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").eval()
     eos_id = tokenizer.eos_token_id
     ids = prompts(tokenizer)
     halves = ids[::2], ids[1::2]
-    run_ours(model, ids[:4], eos_id, 0, rows)
+    run_ours(model, ids[:4], eos_id, 0)
     run_generate(model, ids[:1], eos_id)
     pairs = []
     for repeat in range(repeats):
@@ -119,37 +136,10 @@ def measure(model_dir: str, repeats: int = 3, rows: int = 64) -> dict[str, Any]:
         before = time.perf_counter()
         theirs = run_generate(model, halves[0], eos_id)
         between = time.perf_counter()
-        tokens = run_ours(model, ids, eos_id, repeat, rows)
+        tokens = run_ours(model, ids, eos_id, repeat)
         after = time.perf_counter()
         theirs += run_generate(model, halves[1], eos_id)
         end = time.perf_counter()
         pairs.append((tokens / (after - between), theirs / (between - before + end - after)))
-    ratios = [ours / baseline for ours, baseline in pairs]
-    ratio = statistics.median(ratios)
-    return {
-        "name": f"sampler, {len(ids)} prompts x {SAMPLES} samples, {rows} rows",
-        "ours": statistics.median(ours for ours, _ in pairs),
-        "baseline": statistics.median(baseline for _, baseline in pairs),
-        "unit": "tokens/s",
-        "ratio": ratio,
-        "target": TARGET,
-        "higher_is_better": True,
-        "reached": ratio >= TARGET,
-        "spread": (min(ratios), max(ratios)),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model_dir", help="folder of a causal language model and its tokenizer")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    result = measure(arguments.model_dir, arguments.repeats, arguments.rows)
-    print(json.dumps(result, indent=2))
-
-
-if __name__ == "__main__":
-    main()
+    name = f"sampler, {len(ids)} prompts x {SAMPLES} samples, against `generate` per prompt"
+    yield against(name, pairs, "tokens/s", 3.0, higher_is_better=True)

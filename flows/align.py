@@ -17,7 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from flows.report import write_report
-from registry.home import make_home
+from registry.home import make_home, study_folder
 from specs.evaluation import Evaluate, meets
 from specs.study import Graph, Study, entries, resolved_expectations
 from tasks import child, gpus
@@ -95,6 +95,10 @@ def close_session(session: Session, states: dict[str, State | None]) -> Any:
         tracker.tag(tracker.parent, {f"alignflow.cached.{_tag(name)}": str(run)})
     if report:
         tracker.file(tracker.parent, report)
+    for name in states:
+        figure = study_folder(session.home, session.study.name) / f"{name}.svg"
+        if name not in cached and figure.exists() and (stored := session.stored(name)):
+            tracker.file(stored.record["mlflow"]["run"] or "", figure)
     status = "KILLED" if child.stopping.is_set() else "FAILED" if failed else "FINISHED"
     tracker.finish(tracker.parent, status)
     _artifacts(session, states, failed, missed)
@@ -176,7 +180,7 @@ def _artifacts(session: Session, states: dict[str, State | None], failed: dict[s
 def _how_to_see(session: Session) -> str:
     if session.tracker.uri.startswith("http"):
         return "The run in MLflow"
-    return f"Needs `mlflow ui --backend-store-uri {session.tracker.uri}` to be running"
+    return f"The run in MLflow, once this runs: mlflow ui --backend-store-uri {session.tracker.uri}"
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:

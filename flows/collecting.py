@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from registry.home import home
-from registry.store import RECORD
+from registry.store import RECORD, locked
 from specs.plan import fingerprint
 from tasks.view import last_payloads
 
@@ -22,21 +23,35 @@ def collect(delete: bool) -> str:
     for path in _candidates(folder):
         if path.name in kept and (path / RECORD).exists():
             continue
-        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-        freed += size
-        lines.append(f"{size / 1e6:10.1f} MB  {path.relative_to(folder)}")
-        if delete:
-            shutil.rmtree(path)
-    for links in (folder / "studies").glob("*"):
-        for link in links.iterdir():
-            if delete and link.is_symlink() and not link.exists():
-                link.unlink()
+        with suppress(_BeingBuilt), _locked(folder, path) if delete else nullcontext():
+            size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+            freed += size
+            lines.append(f"{size / 1e6:10.1f} MB  {path.relative_to(folder)}")
+            if delete:
+                shutil.rmtree(path)
+    for link in (folder / "studies").glob("*/*"):
+        if delete and link.is_symlink() and not link.exists():
+            link.unlink()
     verb = "deleted" if delete else "would go; `alignflow gc --delete` deletes them"
     return "\n".join([*lines, f"{len(lines)} artifacts, {freed / 1e6:.1f} MB {verb}"])
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    return (p for p in sorted((folder / "store").glob("*/*")) if p.is_dir() and p.parent.name != "model")
+    folders = (p for p in sorted((folder / "store").glob("*/*")) if p.is_dir())
+    return (p for p in folders if p.parent.name != "model" or not (p / RECORD).exists())
+
+
+class _BeingBuilt(Exception):
+    """Another process holds the lock on an artifact."""
+
+
+def _locked(folder: Path, path: Path) -> AbstractContextManager[None]:
+    """Holds the lock that whoever builds this artifact holds, or raises `_BeingBuilt`."""
+
+    def waiting() -> None:
+        raise _BeingBuilt
+
+    return locked(folder, path.name.removeprefix("."), waiting=waiting)
 
 
 def _reachable(folder: Path) -> set[str]:

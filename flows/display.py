@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -61,15 +61,21 @@ class Display:
         self.message = ""
         self.interrupted = False
         self._lock = threading.Lock()
-        self._live: Live | None = None
 
     @contextmanager
     def showing(self) -> Iterator[None]:
         if not self.live:
             yield
             return
-        with Live(get_renderable=self._table, console=self.console, refresh_per_second=6, transient=True) as live:
-            self._live = live
+        # Without the redirections: what others print is on its way to the log.
+        with Live(
+            get_renderable=lambda: Group(self._table(), Text(self.message, style="dim")),
+            console=self.console,
+            refresh_per_second=6,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ):
             yield
 
     def say(self, text: str) -> None:
@@ -93,9 +99,8 @@ class Display:
         table = Table.grid(padding=(0, 2))
         with self._lock:
             for name, row in self.rows.items():
-                table.add_row(row.mark(), Text(name), row.bar(), Text(row.text, style="dim"))
-            if self.message:
-                table.add_row("", Text(self.message, style="dim"))
+                text = Text(row.text, style="dim", no_wrap=row.state != "failed", overflow="ellipsis")
+                table.add_row(row.mark(), Text(name, no_wrap=True), row.bar(), text)
         return table
 
     def final(self) -> None:

@@ -15,7 +15,7 @@ from flows import server
 from flows.silence import QUIET
 from registry.home import make_home
 from registry.precision import best
-from specs.problems import UnfitError
+from specs.problems import UnfitError, without_password
 
 KNOWN_GOOD = {
     "prefect": ">=3.8,<3.10",
@@ -74,7 +74,7 @@ def _servers() -> list[dict[str, Any]]:
     else:
         try:
             server.require(url)
-            findings.append(_finding("Prefect", f"a server answers at {url}"))
+            findings.append(_finding("Prefect", f"a server answers at {without_password(url)}"))
         except UnfitError as error:
             findings.append(_finding("Prefect", str(error), False))
     uri = os.environ.get("MLFLOW_TRACKING_URI")

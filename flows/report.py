@@ -31,12 +31,14 @@ def write_report(view: View) -> Path | None:
     if not records:
         return None
     folder = study_folder(view.home, view.study.name)
-    state = {n: r["fingerprint"] for n, r in records.items()} | {"version": 1, "planned": sorted(view.planned)}
+    state = {n: r["fingerprint"] for n, r in records.items()} | {"version": 2, "planned": sorted(view.planned)}
     mark = f"<!-- {hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()} -->"
     path = folder / REPORT
     if path.exists() and path.read_text(encoding="utf-8").startswith(mark):
         return path
     folder.mkdir(parents=True, exist_ok=True)
+    from flows.figures import intervals  # matplotlib: most runs draw nothing
+
     evaluations = {
         name: named(view.artifact(name))
         for name, entry in view.study.stages.items()
@@ -46,7 +48,9 @@ def write_report(view: View) -> Path | None:
     for name, evaluation in evaluations.items():
         rows = list(evaluation.rows())
         _write_csv(folder / f"{name}.csv", rows)
-        sections.append(_evaluation_section(view, name, evaluation, rows))
+        figure = intervals(rows, evaluation.reference)
+        (folder / f"{name}.svg").write_text(figure, encoding="utf-8")
+        sections.append(_evaluation_section(view, name, evaluation, rows, figure))
     sections += _training_sections(view, records, folder)
     sections.append(_stages_section(view, records))
     text = mark + _page(view.study.name, sections)
@@ -78,9 +82,9 @@ def verdict(row: dict[str, Any]) -> str:
     )
 
 
-def _evaluation_section(view: View, name: str, evaluation: Evaluation, rows: list[dict[str, Any]]) -> Markup:
-    from flows.figures import intervals
-
+def _evaluation_section(
+    view: View, name: str, evaluation: Evaluation, rows: list[dict[str, Any]], figure: Markup
+) -> Markup:
     percent = round(100 * evaluation.results["confidence"])
     columns = (
         "policy",
@@ -108,7 +112,7 @@ def _evaluation_section(view: View, name: str, evaluation: Evaluation, rows: lis
         f"numbers for every policy. Intervals: {percent} % BCa bootstrap over prompts; differences and win rates are paired."
     )
     return Markup("<h2>{}</h2><p>{}</p>{}{}<p>Numbers: <a href='{}'>{}</a></p><h3>Generations</h3>{}").format(
-        name, note, intervals(rows, evaluation.reference), _table(columns, cells), f"{name}.csv", f"{name}.csv",
+        name, note, figure, _table(columns, cells), f"{name}.csv", f"{name}.csv",
         _table(("prompt", "policy", "response", *evaluation.rewards), shown),
     )  # fmt: skip
 

@@ -110,11 +110,11 @@ def _summary(display: Display, view: View, outcome: dict[str, Any]) -> None:
     for table in evaluation_tables(view) if not outcome["failed"] else []:
         console.print(table)
     for line in outcome.get("missed", []):
-        console.print(f"missed: {line}")
+        console.print(f"missed: {line}", soft_wrap=True)
     for name, why in outcome["failed"].items():
-        console.print(f"failed: {name}: {why}" if name else f"failed: {why}")
+        console.print(f"failed: {name}: {why}" if name else f"failed: {why}", soft_wrap=True)
     for lost in outcome.get("untracked", []):
-        console.print(f"not tracked in MLflow: {lost}")
+        console.print(f"not tracked in MLflow: {lost}", soft_wrap=True)
     if outcome.get("report"):
         console.print(f"report: {_near(Path(outcome['report']))}", soft_wrap=True)
     uri = outcome.get("mlflow", {}).get("uri", "")

@@ -21,7 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from specs.problems import UnfitError, without_password
+from specs.problems import UnfitError, without_password, without_user
+from tasks.places import DATABASES
 
 STARTUP = 120.0  # seconds; the first start of a new Prefect home runs its migrations
 
@@ -55,20 +56,37 @@ def require(url: str) -> None:
     """Raises `UnfitError` where no Prefect API answers at `url`."""
     if not _answers(url, 5):
         raise UnfitError(
-            f"no Prefect server answers at {url}; start it, or unset PREFECT_API_URL to use a temporary one"
+            f"no Prefect server answers at {without_password(url)}; start it, or name none "
+            "(PREFECT_API_URL, prefect.toml, profile) to use a temporary one"
         )
 
 
 def mlflow_problem(uri: str) -> str | None:
-    """Why the MLflow server at `uri` cannot be used, or None. Databases are tried when they are opened."""
+    """Why the MLflow server or database at `uri` cannot be used, or None. SQLite is tried when it is opened."""
+    if uri.startswith(DATABASES) and not uri.startswith("sqlite"):
+        return _database_problem(uri)
     if not uri.startswith("http"):
         return None
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+        with urllib.request.urlopen(f"{without_user(uri).rstrip('/')}/health", timeout=5):
             return None
+    except urllib.error.HTTPError:
+        return None  # something answers; whether it lets us in is seen when it is used
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return f"no MLflow server answers at {without_password(uri)} ({reason}); start it, or unset MLFLOW_TRACKING_URI for SQLite"
+
+
+def _database_problem(uri: str) -> str | None:
+    """MLflow itself would try again and again for a hundred seconds, without a word to the person."""
+    from sqlalchemy import create_engine
+
+    try:
+        with create_engine(uri).connect():
+            return None
+    except Exception as error:  # the drivers raise their own
+        reason = without_password(str(error).splitlines()[0])
+        return f"MLflow's database at {without_password(uri)} cannot be used: {reason}"
 
 
 def start_temporary(log: Path) -> str:

@@ -21,6 +21,7 @@ def apply(*, offline: bool = False) -> None:
     """Sets what is not set; with `offline` forbids the hub client any network."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the address may hold a password
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"

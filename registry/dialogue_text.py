@@ -44,12 +44,12 @@ def prompt_text(tokenizer: Tokenizer, prompt: Sequence[Message]) -> str:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message]) -> list[int]:
-    """The tokens before the answer. A tokenizer that starts every text with a token does so here too, unless its
-    template writes that token itself."""
+    """The tokens before the answer. What a tokenizer puts before every text stands here too, unless its template
+    writes it itself; what it puts after every text does not, for the answer follows."""
     text = prompt_text(tokenizer, prompt)
     bos = tokenizer.bos_token
-    add = not (bos and text.startswith(bos))
-    return list(tokenizer(text, add_special_tokens=add)["input_ids"]) if add else _plain(tokenizer, text)
+    written = bos and text.startswith(bos)
+    return ([] if written else _beginning(tokenizer)) + _plain(tokenizer, text)
 
 
 def encode_answer(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> list[int]:
@@ -78,6 +78,11 @@ def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 def _plain(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _beginning(tokenizer: Tokenizer) -> list[int]:
+    ids = list(tokenizer("a")["input_ids"])
+    return ids[: ids.index(_plain(tokenizer, "a")[0])]
 
 
 def shown(prompt: Sequence[Message]) -> str:

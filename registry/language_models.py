@@ -100,7 +100,7 @@ def _load_weights(artifact: Artifact, precision: str) -> Any:
     if isinstance(artifact.entry, Model):
         folder, where = source_folder(artifact)
         load = AutoModelForCausalLM.from_pretrained
-        return pretrained(artifact.name, load, folder, dtype=DTYPES[precision], **where)
+        return pretrained_model(artifact.name, load, folder, dtype=DTYPES[precision], **where)
     assert artifact.folder is not None
     if (artifact.folder / WEIGHTS).is_dir():
         return AutoModelForCausalLM.from_pretrained(artifact.folder / WEIGHTS, dtype=DTYPES[precision])
@@ -115,9 +115,21 @@ def pretrained(name: str, load: Any, folder: str, **options: Any) -> Any:
     """`from_pretrained` with code from the model refused, and its faults as one line."""
     try:
         return load(folder, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # malformed settings fall over anywhere in transformers
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{name}: cannot be loaded from {folder}: {text}") from error
+
+
+def pretrained_model(name: str, load: Any, folder: str, **options: Any) -> Any:
+    """As `pretrained`, and every weight is the folder's own: transformers would make up what is missing."""
+    model, found = pretrained(name, load, folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    unfit = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if unfit:
+        raise UserError(
+            f"{name}: its weights do not fit its `config.json`: {len(unfit)} are missing or of another shape, such as "
+            f"`{unfit[0]}`; fetch or save {folder} again"
+        )
+    return model
 
 
 def context_length(model: Any) -> int:

@@ -25,6 +25,7 @@ from registry.language_models import (
     load_tokenizer,
     own_precision,
     pretrained,
+    pretrained_model,
 )
 from registry.models import local_folder
 from specs.problems import UserError
@@ -44,8 +45,11 @@ def with_score_head(causal: Any, seed: int) -> Any:
     N(0, 1/(d+1)) from `seed`, which keeps first rewards near zero."""
     config = causal.config.__class__.from_dict(causal.config.to_dict())
     config.num_labels = 1
-    with torch.device("meta"):
-        classifier = AutoModelForSequenceClassification.from_config(config)
+    try:
+        with torch.device("meta"):
+            classifier = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:  # not among the architectures that have one
+        classifier = None
     if not isinstance(getattr(classifier, "score", None), nn.Linear):
         raise UserError(
             f"{type(causal).__name__} has no sequence-classification form with a `score` head; choose another model"
@@ -86,7 +90,8 @@ def load_classifier(artifact: Artifact) -> tuple[Any, Any, int]:
     where = {"revision": entry.revision} if hub else {}
     folder = entry.source if hub else str(local_folder(entry.source))
     dtype = DTYPES[str(artifact.payload["facts"]["precision"])]
-    model = pretrained(artifact.name, AutoModelForSequenceClassification.from_pretrained, folder, dtype=dtype, **where)
+    load = AutoModelForSequenceClassification.from_pretrained
+    model = pretrained_model(artifact.name, load, folder, dtype=dtype, **where)
     tokenizer = pretrained(artifact.name, AutoTokenizer.from_pretrained, folder, **where)
     labels = {str(name): int(i) for i, name in model.config.id2label.items()}
     if entry.label is None:

@@ -66,7 +66,7 @@ def _python(name: str, target: str) -> Score:
     module, function = target.split(":")
     try:
         call = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the person's module raises is theirs to hear of
+    except (Exception, SystemExit) as error:  # whatever the person's module raises is theirs to hear of
         raise UserError(f"rewards.{name}.target: `{target}` cannot be imported: {_brief(error)}") from error
     if not callable(call):
         raise UserError(f"rewards.{name}.target: `{target}` is not a function")
@@ -80,7 +80,7 @@ def _checked(name: str, score: Score) -> Score:
             values = [float(x) for x in scores]
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"the reward `{name}` failed: {_brief(error)}") from error
         if len(values) != len(responses):
             raise UserError(
@@ -96,13 +96,13 @@ def _checked(name: str, score: Score) -> Score:
     return checked
 
 
-def _brief(error: Exception) -> str:
-    """What was raised, and on which line of whose file."""
+def _brief(error: BaseException) -> str:
+    """What was raised, in one line, and on which line of whose file."""
     frame = error.__traceback__
     while frame and frame.tb_next:
         frame = frame.tb_next
     place = f" ({Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno})" if frame else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return " ".join(f"{type(error).__name__}: {error}{place}".split())
 
 
 def python_fact(reward: PythonReward, folder: Path) -> Fact:
@@ -118,6 +118,8 @@ def python_fact(reward: PythonReward, folder: Path) -> Fact:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         found = None
+    except (Exception, SystemExit) as error:  # to find `a.b` is to run the package `a`
+        return Fact(problem=f"`{module}` cannot be imported: {_brief(error)}")
     if found is None or found.origin is None or not found.origin.endswith(".py"):
         return Fact(problem=f"no module `{module}` beside the spec ({folder}) or among the installed packages")
     source = Path(found.origin).read_bytes()

@@ -125,15 +125,19 @@ def check_dropped(rows: Rows[Any], max_dropped: str, where: str) -> None:
     lost = sum(rows.dropped.values())
     if rows.rows and lost * 100 <= Decimal(max_dropped.removesuffix("%")) * rows.read:
         return
-    reasons = ", ".join(
-        f"{reason}: {count} ({'first: ' if count > 1 else ''}row {rows.first[reason]})"
-        for reason, count in sorted(rows.dropped.items(), key=lambda item: -item[1])
-    )
     if not rows.rows:
-        raise UserError(f"{where}: none of {rows.read} rows can be used: {reasons}; mend the file")
+        raise UserError(f"{where}: none of {rows.read} rows can be used: {reasons(rows)}; mend the file")
     raise UserError(
         f"{where}: {lost} of {rows.read} rows ({_percent(lost, rows.read)}) cannot be used, "
-        f"more than max_dropped {max_dropped}: {reasons}; mend the file or raise max_dropped"
+        f"more than max_dropped {max_dropped}: {reasons(rows)}; mend the file or raise max_dropped"
+    )
+
+
+def reasons(rows: Rows[Any]) -> str:
+    """Why rows were dropped, how many for each reason, and the first of them; the most frequent reason first."""
+    return ", ".join(
+        f"{reason}: {count} ({'first: ' if count > 1 else ''}row {rows.first[reason]})"
+        for reason, count in sorted(rows.dropped.items(), key=lambda item: -item[1])
     )
 
 

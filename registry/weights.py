@@ -22,18 +22,31 @@ def folder_problem(folder: Path, *, head: str, template: str = "tokenizer", pad_
         return f"no such folder: {folder}; a hub id also needs `revision:` (its commit hash)"
     if not folder.is_dir():
         return f"{folder} is a file; name the folder that holds `config.json` and the safetensors"
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except FileNotFoundError:
+    if not (folder / "config.json").exists():
         return f"{folder} holds no `config.json`"
-    except ValueError:
-        return f"{folder / 'config.json'} is not JSON"
+    config = _settings(folder / "config.json")
+    if config is None:
+        return _not_settings(folder / "config.json")
     if "auto_map" in config:
         return "the model brings its own Python code (`auto_map`); code from a model folder is never run"
-    architectures = config.get("architectures") or ["none"]
-    if not architectures[0].endswith(head):
-        return f"its architecture is {architectures[0]}; this takes one that ends in {head}"
+    names = config.get("architectures") or "none"
+    architecture = str(names[0] if isinstance(names, list) else names)
+    if not architecture.endswith(head):
+        return f"its architecture is {architecture}; this takes one that ends in {head}"
     return _weights_problem(folder) or _tokenizer_problem(folder, template, pad_token)
+
+
+def _settings(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where it holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _not_settings(path: Path) -> str:
+    return f"{path} is not JSON with settings; fetch or save it again"
 
 
 def _weights_problem(folder: Path) -> str | None:
@@ -44,8 +57,10 @@ def _weights_problem(folder: Path) -> str | None:
         return f"{folder} holds no safetensors"
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = set(json.loads(index.read_bytes())["weight_map"].values())
-        missing = sorted(shards - {p.name for p in files})
+        shards = (_settings(index) or {}).get("weight_map")
+        if not isinstance(shards, dict):
+            return _not_settings(index)
+        missing = sorted(set(map(str, shards.values())) - {p.name for p in files})
         if missing:
             return f"the shard {missing[0]} that {index.name} names is missing"
     for path in files:
@@ -64,8 +79,8 @@ def safetensors_problem(path: Path) -> str | None:
             return "not a safetensors file (its header does not fit in it)"
         try:
             header = json.loads(file.read(length))
-            ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
+            ends = [int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return "not a safetensors file (its header is not readable)"
     expected = 8 + length + max(ends, default=0)
     if size != expected:
@@ -77,7 +92,9 @@ def _tokenizer_problem(folder: Path, template: str, pad_token: str | None) -> st
     settings_file = folder / "tokenizer_config.json"
     if not settings_file.exists():
         return f"{folder} holds no tokenizer (`tokenizer_config.json`)"
-    settings: dict[str, Any] = json.loads(settings_file.read_bytes())
+    settings = _settings(settings_file)
+    if settings is None:
+        return _not_settings(settings_file)
     if template == "tokenizer" and not _has_chat_template(folder, settings):
         return "its tokenizer has no chat template; add `template: hh` or `template: text`"
     if settings.get("pad_token") is None and pad_token is None:

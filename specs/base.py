@@ -83,14 +83,21 @@ def _is_share(percent: str) -> str:
     return percent
 
 
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-StageName = Annotated[str, Field(pattern=STAGE_PATTERN)]
-Duration = Annotated[str, Field(pattern=r"^[1-9][0-9]*[smhd]$", examples=["90s", "10m", "2h"])]
-Percent = Annotated[
-    str,
-    Field(pattern=r"^[0-9]+(\.[0-9]+)?%$", examples=["2%", "0.5%"]),
-    AfterValidator(_is_share),
-]
+FORMS: dict[str, str] = {}
+"""What a person is told whose text does not match a pattern."""
+
+
+def form(pattern: str, words: str) -> Any:
+    """A field of text that matches `pattern`, which `words` describe."""
+    FORMS[pattern] = words
+    return Field(pattern=pattern)
+
+
+NAMING = "a name is a letter followed by letters, digits, `-` and `_`"
+Name = Annotated[str, form(NAME_PATTERN, NAMING)]
+StageName = Annotated[str, form(STAGE_PATTERN, NAMING)]
+Duration = Annotated[str, form(r"^[1-9][0-9]*[smhd]$", "a duration is written `90s`, `10m`, `2h` or `1d`")]
+Percent = Annotated[str, form(r"^[0-9]+(\.[0-9]+)?%$", "a share is written `2%` or `0.5%`"), AfterValidator(_is_share)]
 Integer = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 WholeNumber = Annotated[int, Field(strict=True, ge=0)]

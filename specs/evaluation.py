@@ -7,14 +7,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from specs.base import Count, NotIdentity, Spec
+from specs.base import Count, NotIdentity, Spec, form
 from specs.references import EvaluationReward, Policy, Prompts
 from specs.stage import Seeded
 
 _BAR = re.compile(r"(>=|<=|>|<)\s*(-?[0-9]+(?:\.[0-9]+)?)")
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt}
 
-Bar = Annotated[str, Field(pattern=f"^{_BAR.pattern}$", examples=[">= 0.55"])]
+Bar = Annotated[str, form(f"^{_BAR.pattern}$", "a bar is written `>= 0.55`, with >=, <=, > or <")]
 
 
 def meets(bar: str, value: float) -> bool:

@@ -1,11 +1,13 @@
 """How and where a study runs. None of it bears identity: no fingerprint ever sees these models."""
 
+from collections import defaultdict
 from datetime import UTC
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from specs.base import Count, Duration, EnvironmentText, Flag, Spec, WholeNumber
+from specs.base import Count, Duration, EnvironmentText, Flag, MayNameEnvironment, Spec, WholeNumber, expand_environment
+from specs.problems import without_password
 
 
 class Execution(Spec):
@@ -30,8 +32,16 @@ class Tracking(Spec):
 
     experiment: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     """The MLflow experiment; the study's name if absent."""
-    uri: EnvironmentText | None = None
+    uri: Annotated[EnvironmentText | None, MayNameEnvironment()] = None  # what marks a member of a union is not found
     """The tracking server or database. If absent: `MLFLOW_TRACKING_URI`, else SQLite in the home folder."""
+
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_password(cls, uri: str | None) -> str | None:
+        written = expand_environment(uri or "", defaultdict(str))
+        if without_password(written) != written:
+            raise ValueError("a password in a study file would be shown by every server; write `${env:NAME}` for it")
+        return uri
 
 
 class Schedule(Spec):

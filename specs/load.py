@@ -18,7 +18,9 @@ from pydantic_core import ErrorDetails
 
 from specs.assemble import assemble
 from specs.base import (
+    FORMS,
     NAME_PATTERN,
+    NAMING,
     STAGE_PATTERN,
     Entry,
     MayNameEnvironment,
@@ -93,7 +95,7 @@ def _validate_entry(
 ) -> None:
     path: Path = (section, name)
     if not _is_name(name, section):
-        add(path, "a name is a letter followed by letters, digits, `-` and `_`", "key")
+        add(path, NAMING, "key")
         return
     try:
         entry = _adapter(section).validate_python(value)
@@ -217,7 +219,8 @@ _SAYINGS = {
 
 def _say(error: ErrorDetails) -> str:
     shown = error["input"]
-    got = f", not `{shown}`" if isinstance(shown, (str, int, float, bool)) else ""
+    text = "the text " if isinstance(shown, str) and error["type"] in ("int_type", "float_type", "bool_type") else ""
+    got = f", not {text}`{shown}`" if isinstance(shown, (str, int, float, bool)) else ""
     kind, context = error["type"], error.get("ctx", {})
     if kind in _SAYINGS:
         return _SAYINGS[kind] + got
@@ -226,7 +229,7 @@ def _say(error: ErrorDetails) -> str:
         hint = did_you_mean(str(shown), words) or f"; there are {', '.join(words)}"
         return f"`{shown}` is not one of the choices{hint}"
     if kind == "string_pattern_mismatch":
-        return f"`{shown}` does not have the form {context['pattern']}"
+        return f"{FORMS[context['pattern']]}, not `{shown}`"
     if kind == "value_error":
         return str(context["error"])
     message = error["msg"][0].lower() + error["msg"][1:]

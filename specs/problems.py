@@ -78,7 +78,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def without_password(text: str) -> str:
     """`text` with the password of any address in it taken out."""
-    return re.sub(r"://([^:/@\s]*):[^@/\s]+@", r"://\1:***@", text)
+    return re.sub(r"://([^:/@\s]*):[^/\s]+@", r"://\1:***@", text)
+
+
+def without_user(address: str) -> str:
+    """`address` with neither user nor password, as a browser or a health check takes it."""
+    return re.sub(r"://[^/\s]+@", "://", address)
 
 
 class UserError(Exception):

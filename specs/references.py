@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from specs.base import Entry, Spec
+from specs.base import Entry, Spec, form
 from specs.problems import Path
 
 Use = Literal["training", "guidance", "evaluation"]
@@ -29,7 +28,9 @@ class Accepts:
     use: Use = "training"
 
 
-ReferenceText = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.=,\[\]+-]*$")]
+ReferenceText = Annotated[
+    str, form(r"^[A-Za-z][A-Za-z0-9_.=,\[\]+-]*$", "a reference is a name, `prompts.train` or `bon[n=4]`")
+]
 
 LanguageModel = Annotated[ReferenceText, Accepts(("language model",))]
 """Something with weights: an external model or what a training stage made."""

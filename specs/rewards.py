@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from specs.base import Entry, NotIdentity, Number
+from specs.base import Entry, NotIdentity, Number, form
 from specs.models import Precision
 from specs.references import AnyReward
 from specs.sources import Revision, Source
@@ -57,7 +57,7 @@ class PythonReward(_Reward):
     """A function of your own: `score(prompts, responses)` returns one finite number a response."""
 
     kind: Literal["python"]
-    target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    target: Annotated[str, form(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", "a function is written `module:function`")]
     """`module:function`; the module lies in the spec's folder or is installed."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from specs.base import FORMS
 from specs.load import models_of
 from specs.problems import did_you_mean
 from specs.study import AnyStage, Study
@@ -154,8 +155,8 @@ def _type(made: dict[str, Any], node: dict[str, Any]) -> str:
     }.get(node.get("type", ""), node.get("type", "value"))  # fmt: skip
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {node[key]}" for key, sign in bounds.items() if key in node]
-    examples = [f"such as `{node['examples'][0]}`"] if node.get("examples") else []
-    return " ".join([kind, *limits, *examples])
+    written = [f"({FORMS[node['pattern']]})"] if node.get("pattern") in FORMS else []
+    return " ".join([kind, *limits, *written])
 
 
 def _default(value: Any) -> str:

@@ -7,14 +7,12 @@ word is a name of the catalogue, anything else is a path.
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field
-
-from specs.base import EnvironmentText
+from specs.base import EnvironmentText, form
 
 Origin = Literal["catalogue", "path", "hub"]
 
 Source = EnvironmentText
-Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Revision = Annotated[str, form(r"^[0-9a-f]{40}$", "a revision is a commit hash of 40 hexadecimal digits")]
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 

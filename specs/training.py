@@ -28,7 +28,7 @@ class Training(Seeded):
     lora: Lora | None = Lora()
     """The adapters to train; `null` trains all weights."""
     learning_rate: Positive = 1e-4
-    """The peak learning rate of AdamW; linear decay to zero."""
+    """The peak learning rate of AdamW; linear decay to zero. Gradients are clipped to norm 1."""
     warmup_steps: WholeNumber = 0
     """Optimizer steps over which the learning rate rises from zero."""
     weight_decay: NonNegative = 0.0

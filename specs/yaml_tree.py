@@ -23,6 +23,7 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
     SequenceStartEvent,
 )
+from ruamel.yaml.reader import ReaderError
 
 from specs.problems import Mark, Path, Problem, SpecError
 
@@ -92,8 +93,14 @@ def parse_yaml(text: str, source: str) -> tuple[Tree, Positions]:
         mark = error.problem_mark or error.context_mark
         place = Mark(source, mark.line + 1, mark.column + 1) if mark else Mark(source)
         raise SpecError([Problem(place, (), _explain(error, text))]) from None
-    except YAMLError as error:  # characters that YAML does not allow
-        raise SpecError([Problem(Mark(source), (), f"not YAML: {error}")]) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        place = Mark(source, line, error.position - text.rfind("\n", 0, error.position))
+        raise SpecError(
+            [Problem(place, (), f"the character #x{error.character:04x}; YAML allows none like it")]
+        ) from None
+    except YAMLError as error:
+        raise SpecError([Problem(Mark(source), (), f"not YAML: {' '.join(str(error).split())}")]) from None
     if reader.problems:
         raise SpecError(reader.problems)
     return reader.tree, reader.positions
@@ -101,8 +108,8 @@ def parse_yaml(text: str, source: str) -> tuple[Tree, Positions]:
 
 def _explain(error: MarkedYAMLError, text: str) -> str:
     mark = error.problem_mark
-    line = text.splitlines()[mark.line] if mark and mark.line < text.count("\n") + 1 else ""
-    if mark and "\t" in line[: mark.column + 1]:
+    before = text[: mark.index + 1].rpartition("\n")[2] if mark else ""
+    if "\t" in before:
         return "a tab; YAML is indented with spaces"
     context = f" {error.context}" if error.context else ""
     return f"not YAML: {error.problem}{context}"

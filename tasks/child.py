@@ -7,9 +7,11 @@ the parent is gone, however it went.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -177,13 +179,21 @@ def _child(sender: Connection, request: Request) -> None:
         send(("failed", ("user", str(error), "")))
     except UnfitError as error:
         send(("failed", ("unfit", str(error), "")))
-    except OSError as error:
-        kind = "unfit" if error.errno in (28, 30, 122) else "defect"  # ENOSPC, EROFS, EDQUOT
-        text = f"{error.filename or request.out}: {error.strerror}" if error.strerror else str(error)
-        send(("failed", (kind, text, traceback.format_exc())))
     except BaseException as error:
-        traceback.print_exc()
+        if fault := _disk_fault(error, request.out):
+            send(("failed", ("unfit", fault, "")))
+            return
         send(("failed", ("defect", f"{type(error).__name__}: {error}", traceback.format_exc())))
+        traceback.print_exc()
+
+
+def _disk_fault(error: BaseException, out: Path) -> str | None:
+    """A full or read-only disk as one line. safetensors raises an error of its own that quotes the system's number."""
+    quoted = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(quoted[1]) if quoted else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"{out.parent}: {os.strerror(number)}; `alignflow gc` frees what no study needs"
+    return f"{out.parent}: {os.strerror(number)}" if number == errno.EROFS else None
 
 
 def _body(name: str) -> Callable[[Job], Result]:

@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 def evaluate(job: Job) -> Result:
     """Samples, scores, compares and writes `evaluation.json` and `generations.jsonl`."""
     use_threads(job.execution)
-    prompts = prompts_of(job.one("prompts"))
+    prompts = prompts_of(job, "prompts")
     policies = list(job.many("policies"))
     reference = next((i for i, p in enumerate(policies) if p.fingerprint == job.one("against").fingerprint), None)
     if reference is None:

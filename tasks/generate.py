@@ -18,7 +18,7 @@ from tasks.threads import use_threads
 def sample_responses(job: Job) -> Result:
     """`sample`: responses of a policy to prompts."""
     use_threads(job.execution)
-    prompts = prompts_of(job.one("prompts"))
+    prompts = prompts_of(job, "prompts")
     (answers,) = answer(
         [job.one("from")],
         prompts,

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +26,8 @@ def device_names() -> tuple[str, ...]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return tuple(v for v in visible.split(",") if v and v != "-1")
+        names = (v.strip() for v in visible.split(","))
+        return tuple(v for v in names if v and v != "-1")
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -56,12 +57,14 @@ def leased(count: int, waiting: Callable[[], None] = lambda: None) -> Iterator[s
         yield None
         return
     folder = Path(tempfile.gettempdir()) / "alignflow-gpus"
-    folder.mkdir(exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir()
+        folder.chmod(0o1777)  # all users of the host share its GPUs
     while True:
         with ExitStack() as held:
             mine = []
             for name in device_names():
-                lock = FileLock(folder / f"{name}.lock")
+                lock = FileLock(folder / f"{name}.lock", mode=0o666)
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:

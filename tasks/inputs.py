@@ -8,32 +8,50 @@ from pathlib import Path
 from typing import Any
 
 from registry import data
-from registry.artifacts import Artifact
-from registry.rows import Pair, Prompt, Rows
+from registry.rows import Pair, Prompt, reasons
 from specs.data import Data
+from tasks.job import Job
 
 RESPONSES = "responses.jsonl"
 PAIRS = "pairs.jsonl"
 TRAINING = "training.jsonl"
+DROPPED = "dropped.json"
 
 
-def prompts_of(artifact: Artifact) -> list[Prompt]:
-    rows: tuple[Prompt, ...] = _rows(artifact).rows
-    return list(rows)
+def prompts_of(job: Job, slot: str) -> list[Prompt]:
+    return list(_rows(job, slot))
 
 
-def pairs_of(artifact: Artifact) -> list[Pair]:
+def pairs_of(job: Job, slot: str) -> list[Pair]:
     """The pairs of a data set or of a `label` stage."""
+    artifact = job.one(slot)
     if isinstance(artifact.entry, Data):
-        return list(_rows(artifact).rows)
+        return list(_rows(job, slot))
     assert artifact.folder is not None
     return [Pair(tuple(row["prompt"]), row["chosen"], row["rejected"]) for row in read_lines(artifact.folder / PAIRS)]
 
 
-def _rows(artifact: Artifact) -> Rows:
+def _rows(job: Job, slot: str) -> tuple[Any, ...]:
+    """The rows of a data set. What was dropped of it is said, and kept with what the stage makes."""
+    artifact = job.one(slot)
     entry = artifact.entry
     assert isinstance(entry, Data)
-    return data.read(entry, artifact.part, f"data.{artifact.name}")
+    rows = data.read(entry, artifact.part, f"data.{artifact.name}")
+    if rows.dropped:
+        lost = sum(rows.dropped.values())
+        job.log.note(f"data.{artifact.name}: {lost} of {rows.read} rows dropped: {reasons(rows)}")
+        path = job.out / DROPPED
+        before = json.loads(path.read_bytes()) if path.exists() else {}
+        here = {"read": rows.read, "dropped": dict(rows.dropped)}
+        path.write_text(json.dumps(before | {slot: here}, indent=1), encoding="utf-8")
+    return rows.rows
+
+
+def dropped_rows(out: Path) -> dict[str, float]:
+    """How many rows each slot's data lost, as metrics."""
+    path = out / DROPPED
+    found = json.loads(path.read_bytes()) if path.exists() else {}
+    return {f"dropped_rows/{slot}": float(sum(f["dropped"].values())) for slot, f in found.items()}
 
 
 def read_lines(path: Path) -> Iterator[Any]:

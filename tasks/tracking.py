@@ -26,7 +26,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from specs.problems import UnfitError, without_password
+from specs.problems import UnfitError, without_password, without_user
 
 MAX_TABLE_ROWS = 500
 MAX_ARTIFACT_BYTES = 10_000_000
@@ -38,14 +38,13 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, artifacts: Path | None):
         """Raises `UnfitError` where the tracking server or database cannot be used."""
-        self.uri = uri
+        self.uri = without_password(uri)  # to be shown; the client alone holds the password
         self.lost: list[str] = []
         try:
             self.client = MlflowClient(tracking_uri=uri)
             self.experiment_id = self._experiment(experiment, artifacts)
         except Exception as error:  # the backends raise their own: SQLAlchemy, requests, MLflow
-            brief = str(error).strip().splitlines()[0][:200]
-            raise UnfitError(f"MLflow at {without_password(uri)} cannot be used: {without_password(brief)}") from error
+            raise UnfitError(f"MLflow at {self.uri} cannot be used: {_brief(error)}") from error
         self.parent = ""
 
     def _experiment(self, name: str, artifacts: Path | None) -> str:
@@ -64,7 +63,10 @@ class Tracker:
             return str(found.experiment_id)
 
     def start_parent(self, name: str, tags: Mapping[str, str], spec: Mapping[str, Any]) -> None:
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+        try:
+            run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+        except Exception as error:  # a disk that is full, for one
+            raise UnfitError(f"MLflow at {self.uri} cannot be used: {_brief(error)}") from error
         self.parent = run.info.run_id
         self._safely(lambda: self.client.log_dict(self.parent, dict(spec), "spec.json"))
         self._safely(lambda: self.client.log_dict(self.parent, dict(spec), "spec.yaml"))
@@ -143,7 +145,7 @@ class Tracker:
 
     def url(self, run: str) -> str:
         """The run's page: on the tracking server, or where `mlflow ui` would show it."""
-        server = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        server = without_user(self.uri).rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
         return f"{server}/#/experiments/{self.experiment_id}/runs/{run}"
 
     def _safely(self, call: Callable[[], Any], run: str = "-") -> Any:
@@ -152,10 +154,15 @@ class Tracker:
         try:
             return call()
         except Exception as error:  # a lost connection must not cost a finished stage
-            brief = without_password(str(error).strip().splitlines()[0][:200])
+            brief = _brief(error)
             if brief not in self.lost:
                 self.lost.append(brief)
             return None
+
+
+def _brief(error: Exception) -> str:
+    """The first line, cut only after a password is out: half an address would not be known for one."""
+    return without_password(next(iter(str(error).strip().splitlines()), type(error).__name__))[:200]
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

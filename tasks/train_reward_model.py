@@ -41,9 +41,9 @@ def train_reward_model(job: Job) -> Result:
     model = with_score_head(base.model, job.seed)
     where = f"data.{job.one('data').name}"
     sides = ["chosen", "rejected"]
-    rows, dropped = tokenised(base.tokenizer, pairs_of(job.one("data")), sides, job.entry, where, allowed_dropped(job))
+    rows, dropped = tokenised(base.tokenizer, pairs_of(job, "data"), sides, job.entry, where, allowed_dropped(job))
     columns = [{"chosen_ids": c[0] + c[1], "rejected_ids": r[0] + r[1]} for c, r in rows]
-    pad_apart(base.tokenizer, [ids for c in columns for ids in c.values()])
+    pad_apart(base.tokenizer, model, [ids for c in columns for ids in c.values()])
     config = arguments(job, job.out / "scratch", len(columns), own_precision(job.one("from")))
     center = job.entry.center / job.entry.beta**2 or None
     trainer = RewardTrainer(
@@ -59,8 +59,8 @@ def train_reward_model(job: Job) -> Result:
     trainer.model.save_pretrained(job.out / (WEIGHTS if full else ADAPTER), safe_serialization=True)
     metrics = {"pairs": float(len(columns)), "dropped_too_long": float(dropped)}
     metrics |= history(trainer, job.out)
-    for slot in job.many("test"):
-        metrics |= _test(trainer.model.eval(), base.tokenizer, pairs_of(slot), job)
+    if job.many("test"):
+        metrics |= _test(trainer.model.eval(), base.tokenizer, pairs_of(job, "test"), job)
     return Result(metrics)
 
 

@@ -29,14 +29,14 @@ def train_sft(job: Job) -> Result:
     base = load_language_model(job.one("from"), precision="fp32" if full else None)
     rows, dropped = tokenised(
         base.tokenizer,
-        pairs_of(job.one("data")),
+        pairs_of(job, "data"),
         ["chosen"],
         job.entry,
         f"data.{job.one('data').name}",
         allowed_dropped(job),
     )
     columns = [{"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer} for ((prompt, answer),) in rows]
-    pad_apart(base.tokenizer, [c["input_ids"] for c in columns])
+    pad_apart(base.tokenizer, base.model, [c["input_ids"] for c in columns])
     trainer = SFTTrainer(
         model=base.model,
         args=SFTConfig(**arguments(job, job.out / "scratch", len(columns), own_precision(job.one("from")))),

@@ -56,9 +56,10 @@ def allowed_dropped(job: Job) -> str:
     return str(getattr(job.one("data").entry, "max_dropped", "1%"))
 
 
-def pad_apart(tokenizer: Any, rows: Sequence[Sequence[int]]) -> None:
-    """Lets the trainer pad with a token that no row holds, so that no real token is taken for padding."""
-    tokenizer.pad_token_id = unused_id(rows, len(tokenizer))
+def pad_apart(tokenizer: Any, model: Any, rows: Sequence[Sequence[int]]) -> None:
+    """Lets the trainer pad with a token that no row holds, so that no real token is taken for padding. Of tokenizer
+    and model either may have tokens that the other does not know."""
+    tokenizer.pad_token_id = unused_id(rows, min(len(tokenizer), model.config.get_text_config().vocab_size))
 
 
 def lora_config(entry: Training, task: str, **options: Any) -> LoraConfig | None:
@@ -90,6 +91,7 @@ def arguments(job: Job, scratch: Path, rows: int, precision: str) -> dict[str, A
         "lr_scheduler_type": "linear",
         "warmup_steps": entry.warmup_steps,
         "weight_decay": entry.weight_decay,
+        "max_grad_norm": 1.0,
         "max_length": None,
         "logging_steps": max(1, steps // 50),
         "logging_first_step": True,

@@ -71,7 +71,8 @@ class View:
         return find(self.home, work.kind, work.fingerprint)
 
     def problems(self) -> list[tuple[SpecPath, str]]:
-        """What cannot be had or used of the leaves that stages need, at the field that names it."""
+        """What of the study's leaves cannot be had, and what is wrong with the rows that a stage to be built reads,
+        each at the field that names it."""
         found = leaf_facts.problems(self.study, self.facts)
         told = {path[:2] for path, _ in found}
         rows = leaf_facts.row_problems(self.study, {i for name in self.to_build() for i in self._below(name)})

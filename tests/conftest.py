@@ -33,3 +33,14 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the real data are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a real Prefect server, one for all tests."""
+    from flows import server
+
+    log = tmp_path_factory.mktemp("prefect") / "server.log"
+    url = server.start_temporary(log)
+    server.wait_for(url, log)
+    return url

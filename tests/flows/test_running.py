@@ -44,16 +44,6 @@ stages:
 REWARD = "def score(prompts, responses):\n    return [float(len(p) - len(r)) for p, r in zip(prompts, responses)]\n"
 
 
-@pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory) -> str:
-    from flows import server
-
-    log = tmp_path_factory.mktemp("prefect") / "server.log"
-    url = server.start_temporary(log)
-    server.wait_for(url, log)
-    return url
-
-
 def make_folder(folder: Path, study: str = STUDY) -> Path:
     tiny.language_model(folder / "model")
     tiny.write_lines(folder / "prompts.jsonl", [{"prompt": f"Tell me of number {i}"} for i in range(12)])
@@ -159,7 +149,7 @@ def test_mlflow_holds_a_run_for_each_stage_with_lineage(ran) -> None:
     assert [m.model_id for m in rm.inputs.model_inputs] == [record(folder, "sft")["mlflow"]["model"]]
     assert [d.dataset.name for d in by_stage["rolls"].inputs.dataset_inputs] == ["prompts.train"]
     names = {f.path for f in client.list_artifacts(by_stage["table"].info.run_id)}
-    assert {"generations.json", "evaluation.json"} <= names
+    assert {"generations.json", "evaluation.json", "table.svg"} <= names
     assert "bon-n-4/reward/gold" in by_stage["table"].data.metrics
     assert "spec.yaml" in {f.path for f in client.list_artifacts(parent.info.run_id)}
     assert "report.html" in {f.path for f in client.list_artifacts(parent.info.run_id)}
@@ -237,6 +227,7 @@ def test_a_failed_stage_is_exit_status_1_names_the_cause_and_keeps_the_rest(ran,
     assert done.stdout.count("stored already") == 7
 
 
+@pytest.mark.slow
 def test_a_failure_fails_what_needs_it_and_nothing_else(tmp_path: Path, prefect_server: str) -> None:
     text = STUDY.replace("reward: gold, pairs", "reward: mine, pairs").replace(
         "  table:", "  more: {do: sample, from: base, prompts: prompts.eval}\n  table:"
@@ -254,6 +245,7 @@ def test_a_failure_fails_what_needs_it_and_nothing_else(tmp_path: Path, prefect_
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_at_130_at_once_and_the_next_run_goes_on(tmp_path: Path, prefect_server: str) -> None:
     slow = "import time\ndef score(prompts, responses):\n    time.sleep(120)\n"
     folder = make_folder(tmp_path, STUDY)
@@ -285,6 +277,7 @@ def test_an_interrupt_ends_at_130_at_once_and_the_next_run_goes_on(tmp_path: Pat
     assert set(ended["stages"].values()) == {"done"}
 
 
+@pytest.mark.slow
 def test_a_timeout_fails_the_stage_and_is_not_tried_again(tmp_path: Path, prefect_server: str) -> None:
     folder = make_folder(tmp_path, STUDY.replace("reward: gold, pairs", "reward: mine, pairs"))
     (folder / "my_reward.py").write_text("import time\ndef score(prompts, responses):\n    time.sleep(120)\n")
@@ -294,6 +287,7 @@ def test_a_timeout_fails_the_stage_and_is_not_tried_again(tmp_path: Path, prefec
     assert done.stdout.count("pairs: started") == 1
 
 
+@pytest.mark.slow
 def test_a_temporary_server_is_started_where_none_is_configured_and_leaves_no_noise(ran) -> None:
     folder, _ = ran
     done = subprocess.run(command("run", "s.yaml"), cwd=folder, capture_output=True, text=True, timeout=200)

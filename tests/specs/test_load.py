@@ -60,7 +60,7 @@ def test_every_kind_of_mistake_is_told_at_once_with_place_and_remedy(write) -> N
     )
     assert mistakes(write(text)) == [
         "10:59  stages.rolls.smaples  unknown key; did you mean `samples`?",
-        "11:49  stages.pairs.min_gap  takes a number, not `much`",
+        "11:49  stages.pairs.min_gap  takes a number, not the text `much`",
         "13:60  stages.bon.reward  `gold_rm` is not defined; did you mean `gold`?",
         "14:42  stages.table.policies[1]  `gold` is a reward; this takes a language model or decoding rule; "
         "what fits: `base`, `bon`",
@@ -72,7 +72,11 @@ def test_every_kind_of_mistake_is_told_at_once_with_place_and_remedy(write) -> N
     [
         ("version: 1\n", "", "1:1  version  is missing; add `version:`"),
         ("version: 1", "version: 2", "1:10  version  `2` is not one of the choices; there are 1"),
-        ("name: small", "name: a b", "2:7  name  `a b` does not have the form"),
+        (
+            "name: small",
+            "name: a b",
+            "2:7  name  a name is a letter followed by letters, digits, `-` and `_`, not `a b`",
+        ),
         ("name: small", "name: small\nseed: -1", "seed  must be greater than or equal to 0, not `-1`"),
         ("name: small", "name: small\nseed: 1.5", "takes a whole number, not `1.5`"),
         ("name: small", "name: small\nstaegs: {}", "staegs  unknown key; did you mean `stages`?"),
@@ -82,7 +86,7 @@ def test_every_kind_of_mistake_is_told_at_once_with_place_and_remedy(write) -> N
         ("kind: lexicon", "kind: lexikon", "`lexikon` is not a kind; did you mean `lexicon`?"),
         ("n: 4}", "n: 1}", "must be greater than or equal to 2, not `1`"),
         ("n: 4}", "n: true}", "takes a whole number, not `True`"),
-        ("n: 4}", "n: '4'}", "takes a whole number, not `4`"),
+        ("n: 4}", "n: '4'}", "takes a whole number, not the text `4`"),
         (", n: 4}", "}", "stages.bon.n  is missing; add `n:`"),
         ("gold: {kind: lexicon}", "gold: lexicon", "rewards.gold  a mapping with `kind:`"),
         ("prompts: prompts.train", "prompts: prompts", "`prompts` is split; name one part: `prompts.train`"),
@@ -156,7 +160,7 @@ def test_a_mistake_in_what_sweep_members_share_is_told_once(write) -> None:
     text = GOOD.replace("reward: rm, n: 4}", "reward: mr, temprature: 1.0, sweep: {n: [2, 4]}}")
     assert len(mistakes(write(text))) == 1
     text = GOOD.replace("n: 4}", "sweep: {n: [2, x]}}")
-    assert mistakes(write(text))[0].endswith("takes a whole number, not `x`")
+    assert mistakes(write(text))[0].endswith("takes a whole number, not the text `x`")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +185,7 @@ def test_extends_merges_deeply_and_keeps_places(write) -> None:
     assert study.name == "child"
     assert study.stages["rolls"].samples == 9  # type: ignore[union-attr]
     wrong = write("extends: parent.yaml\nstages:\n  rolls: {samples: many}\n", "wrong.yaml")
-    assert mistakes(wrong) == ["3:20  stages.rolls.samples  takes a whole number, not `many`"]
+    assert mistakes(wrong) == ["3:20  stages.rolls.samples  takes a whole number, not the text `many`"]
 
 
 def test_replace_inherits_nothing(write) -> None:

@@ -1,0 +1,232 @@
+"""The comparison itself on tiny models: against whom, on which draws, paired how, and under which names."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+import stages
+import tiny
+
+from registry.methods.comparison import interval
+from tasks.evaluation_table import generations, named
+
+STAGES = """\
+models: {{base: {{source: ./model, precision: fp32}}, other: {{source: ./other, precision: fp32}}}}
+data: {{prompts: {{source: ./prompts.jsonl, format: prompt}}}}
+rewards:
+  words: {{kind: length}}
+  asked: {{kind: python, target: rewards_of_the_test:asked}}
+  letters: {{kind: python, target: rewards_of_the_test:letters}}
+stages:
+  greedy: {{do: decode, method: greedy, from: base}}
+  again: {{do: decode, method: greedy, from: base}}
+  bon: {{do: decode, method: best_of_n, from: base, reward: letters, n: 4}}
+  table:
+    do: evaluate
+    policies: {policies}
+    against: {against}
+    prompts: prompts
+    rewards: {rewards}
+    budget: {{max_new_tokens: 12, samples_per_prompt: {samples}}}
+    resamples: 300
+    seed: {seed}
+"""
+REWARDS = """\
+def asked(prompts, responses):
+    return [float(len(p)) for p in prompts]
+
+def letters(prompts, responses):
+    return [float(sum(c.isascii() and c.isalpha() for c in r)) for r in responses]
+"""
+PROMPTS = [f"Tell me of {'a very ' * i}long number {i}." for i in range(8)]
+
+Evaluate = Callable[..., stages.Built]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    tiny.language_model(folder / "model")
+    tiny.language_model(folder / "other", seed=1)
+    tiny.write_lines(folder / "prompts.jsonl", [{"prompt": text} for text in PROMPTS])
+    (folder / "rewards_of_the_test.py").write_text(REWARDS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluate(folder: Path) -> Evaluate:
+    """Builds an evaluation; equal ones are built again, each in a place of its own."""
+    numbers = itertools.count()
+
+    def built(
+        policies: str = "[base, bon]",
+        against: str = "base",
+        rewards: str = "[letters]",
+        samples: int = 2,
+        seed: int = 5,
+        rename: tuple[str, str] = ("", ""),
+        **execution: int,
+    ) -> stages.Built:
+        text = STAGES.format(policies=policies, against=against, rewards=rewards, samples=samples, seed=seed)
+        return stages.build(
+            stages.study(folder, text.replace(*rename) if rename[0] else text),
+            "table",
+            folder / f"{next(numbers)}",
+            **execution,
+        )
+
+    return built
+
+
+def results(built: stages.Built) -> Any:
+    return json.loads((built.folder / "evaluation.json").read_text())
+
+
+def table(built: stages.Built) -> dict[str, dict[str, Any]]:
+    return {row["policy"]: row for row in named(built.artifact).rows()}
+
+
+def values(built: stages.Built, policy: int, reward: int = 0) -> np.ndarray:
+    """`[prompt, sample]` of a policy's rewards, out of the generation table alone."""
+    lines = (built.folder / "generations.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["policy"] == policy]
+    found = [[r["rewards"][reward] for r in rows if r["prompt"][0]["content"] == text] for text in PROMPTS]
+    return np.array(found)
+
+
+def test_a_policy_against_itself_wins_half_and_differs_by_nothing(evaluate: Evaluate) -> None:
+    row = table(evaluate("[base]", samples=3))["base"]
+    assert (row["win_rate"], row["win_rate_low"], row["win_rate_high"]) == (0.5, 0.5, 0.5)
+    assert (row["difference"], row["difference_low"], row["difference_high"]) == (0, 0, 0)
+    assert row["reward_low"] < row["reward"] < row["reward_high"]
+
+
+def test_greedy_against_greedy_ties_everywhere(evaluate: Evaluate) -> None:
+    rows = table(evaluate("[greedy, again, base]", against="again"))
+    for name in ("greedy", "again"):
+        assert rows[name]["win_rate"] == rows[name]["win_rate_low"] == rows[name]["win_rate_high"] == 0.5
+        assert rows[name]["difference"] == rows[name]["difference_high"] == 0
+    assert rows["base"]["difference"] != 0
+    assert all(row["against"] in ("greedy", "again") for row in rows.values())
+
+
+def test_the_reference_need_not_be_among_the_policies(evaluate: Evaluate) -> None:
+    within, beside = evaluate("[bon, greedy, base]"), evaluate("[bon, greedy]")
+    # It is judged all the same, and comes last.
+    assert results(beside) == results(within)
+    assert results(beside)["reference"] == 2
+    evaluation = named(beside.artifact)
+    assert evaluation.policies == ("bon", "greedy", "base")
+    assert evaluation.reference == "base"
+    assert evaluation.metric("base", "win_rate.letters") == 0.5
+    first = evaluate("[base, bon, greedy]")
+    assert results(first)["reference"] == 0
+    assert table(first) == table(within)
+
+
+def test_a_reference_that_is_one_of_the_policies_by_content_is_not_judged_twice(evaluate: Evaluate) -> None:
+    built = evaluate("[base, greedy]", against="again")
+    assert len(results(built)["policies"]) == 2
+    assert named(built.artifact).reference == "greedy"
+
+
+def test_every_figure_can_be_had_again_from_the_generation_table(evaluate: Evaluate) -> None:
+    built = evaluate("[bon, greedy]", rewards="[letters, words]")
+    for policy, reward in itertools.product(range(3), range(2)):
+        ours, theirs = values(built, policy, reward), values(built, 2, reward)
+        assert ours.shape == (8, 2)
+        found = results(built)["policies"][policy]["rewards"][reward]
+        assert found["reward"]["estimate"] == pytest.approx(ours.mean())
+        assert found["difference"]["estimate"] == pytest.approx(ours.mean() - theirs.mean())
+        wins = [
+            fmean((a > b) + (a == b) / 2 for a in mine for b in its) for mine, its in zip(ours, theirs, strict=True)
+        ]
+        assert found["win_rate"]["estimate"] == pytest.approx(fmean(wins))
+
+
+def test_a_difference_is_taken_prompt_by_prompt_and_its_interval_too(evaluate: Evaluate) -> None:
+    built = evaluate("[bon, other]", samples=2)
+    for policy in range(2):
+        by_prompt = values(built, policy).mean(axis=1) - values(built, 2).mean(axis=1)
+        assert np.ptp(by_prompt) > 0
+        expected = interval(by_prompt, confidence=0.95, resamples=300, seed=5)._asdict()
+        assert results(built)["policies"][policy]["rewards"][0]["difference"] == pytest.approx(expected)
+
+
+def test_what_the_prompts_share_cancels(evaluate: Evaluate) -> None:
+    row = table(evaluate("[other]", rewards="[asked]"))["other"]
+    # The reward is the prompt's length: as wide an interval as can be, but no difference between the policies.
+    assert row["reward_high"] - row["reward_low"] > 10
+    assert (row["difference_low"], row["difference"], row["difference_high"]) == (0, 0, 0)
+    assert (row["win_rate_low"], row["win_rate"], row["win_rate_high"]) == (0.5, 0.5, 0.5)
+
+
+def test_best_of_n_is_never_below_its_model_under_the_reward_that_chose(evaluate: Evaluate) -> None:
+    built = evaluate("[base, bon]", samples=2)
+    gained = values(built, 1) - values(built, 0)
+    # Sample by sample: the plain answer is the first of the four that best-of-4 chose from.
+    assert (gained >= 0).all() and gained.sum() > 0
+    assert table(built)["bon"]["difference"] == pytest.approx(gained.mean())
+
+
+def test_what_a_study_calls_its_policies_changes_no_byte(evaluate: Evaluate) -> None:
+    one = evaluate("[base, bon, greedy]", rewards="[letters, words]")
+    other = evaluate("[base, bon, greedy]", rewards="[letters, words]", rename=("bon", "a_policy_of_another_name"))
+    third = evaluate("[base, bon, greedy]", rewards="[letters, words]", rename=("base", "zed"))
+    assert one.artifact.fingerprint == other.artifact.fingerprint == third.artifact.fingerprint
+    for name in ("evaluation.json", "generations.jsonl"):
+        texts = {(built.folder / name).read_bytes() for built in (one, other, third)}
+        assert len(texts) == 1
+    assert named(other.artifact).policies == ("base", "a_policy_of_another_name", "greedy")
+
+
+def test_the_order_of_policies_and_of_rewards_changes_no_figure(evaluate: Evaluate) -> None:
+    one, other = evaluate("[base, bon, greedy]"), evaluate("[greedy, bon, base]")
+    assert table(one) == table(other)
+    both = evaluate("[base, bon, greedy]", rewards="[words, letters]")
+    judged = [row for row in named(both.artifact).rows() if row["judged_by"] == "letters"]
+    assert {row["policy"]: row for row in judged} == table(one)
+
+
+def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(evaluate: Evaluate) -> None:
+    one, same, other = evaluate(seed=5), evaluate(seed=5, rows=3), evaluate(seed=6)
+    for name in ("evaluation.json", "generations.jsonl"):
+        assert (one.folder / name).read_bytes() == (same.folder / name).read_bytes()
+        assert (one.folder / name).read_bytes() != (other.folder / name).read_bytes()
+
+
+def test_resampling_has_the_seed_and_sampling_the_rest(evaluate: Evaluate) -> None:
+    """A greedy policy's answers do not depend on the seed, so only the ends of its intervals may."""
+    one, other = (results(evaluate("[greedy]", seed=seed))["policies"][0]["rewards"][0] for seed in (5, 6))
+    assert one["reward"]["estimate"] == other["reward"]["estimate"]
+    assert (one["reward"]["low"], one["reward"]["high"]) != (other["reward"]["low"], other["reward"]["high"])
+
+
+def test_lengths_and_endings_are_counted_over_all_samples(evaluate: Evaluate) -> None:
+    built = evaluate("[base]", samples=3)
+    rows = [json.loads(line) for line in (built.folder / "generations.jsonl").read_text().splitlines()]
+    row = table(built)["base"]
+    assert len(rows) == 8 * 3
+    assert row["length"] == pytest.approx(fmean(r["tokens"] for r in rows))
+    assert row["finished"] == pytest.approx(fmean(r["finished"] for r in rows))
+    assert all(r["finished"] or r["tokens"] == 12 for r in rows)
+    assert (row["prompts"], row["samples_per_prompt"]) == (8, 3)
+
+
+def test_the_generation_table_names_policies_and_rewards(evaluate: Evaluate) -> None:
+    built = evaluate("[bon]", rewards="[letters, words]", samples=1)
+    evaluation = named(built.artifact)
+    rows = list(generations(built.artifact, evaluation.policies, evaluation.rewards))
+    assert [(r["prompt"], r["policy"], r["sample"]) for r in rows[:3]] == [
+        (PROMPTS[0], "bon", 0), (PROMPTS[0], "base", 0), (PROMPTS[1], "bon", 0),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["words"] == len(row["response"].split())
+        assert row["letters"] == sum(c.isascii() and c.isalpha() for c in row["response"])

@@ -1,0 +1,290 @@
+"""The real training bodies on tiny models: what their loss is, what their weights depend on, what they write."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stages
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from registry.reward_models import trained_scores
+from registry.rows import Pair
+from specs.problems import UserError
+from specs.training import SFT
+from tasks.inputs import dropped_rows
+from tasks.training import tokenised
+
+LORA = "lora: {rank: 4, alpha: 8}"
+PAIRS = [
+    {"prompt": "How was it?", "chosen": "It was good.", "rejected": "Bad"},
+    {"prompt": "And you?", "chosen": "<pad>", "rejected": "A much longer answer<|end|>"},
+    {"prompt": "Then?", "chosen": "Rain, then sun.", "rejected": "Rain<pad><|end|>"},
+    {"prompt": "A longer question than the others, is it not?", "chosen": "Yes", "rejected": "No"},
+]
+TEN = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(10)]
+
+Train = Callable[..., stages.Built]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.language_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def train(tmp_path: Path, model: Path) -> Train:
+    """Builds a stage with the given fields on the given pairs, each time in a folder of its own."""
+    numbers = itertools.count()
+
+    def built(
+        do: str, fields: str, pairs: list[Any] = PAIRS, test: list[Any] | None = None, of: str = "", **execution: Any
+    ) -> stages.Built:
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        tiny.write_lines(folder / "pairs.jsonl", pairs)
+        tiny.write_lines(folder / "test.jsonl", test or pairs)
+        study = f"""\
+models: {{base: {{{of or f"source: {model}, precision: fp32"}}}}}
+data:
+  pairs: {{source: ./pairs.jsonl, format: preference, max_dropped: 50%}}
+  test: {{source: ./test.jsonl, format: preference}}
+stages:
+  made: {{do: {do}, from: base, data: pairs, {"test: test, " if test else ""}{fields}}}
+"""
+        return stages.build(stages.study(folder, study), "made", **execution)
+
+    return built
+
+
+def weights(built: stages.Built) -> dict[str, torch.Tensor]:
+    (path,) = built.folder.rglob("*.safetensors")
+    return load_file(path)
+
+
+def apart(one: stages.Built, other: stages.Built) -> float:
+    """How far the weights of two models are from each other at most."""
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def encoded(pair: dict[str, str], side: str = "chosen") -> tuple[list[int], list[int]]:
+    """Prompt and answer as the tiny template has them, written out."""
+    tokenizer = tiny.tokenizer()
+    texts = f"<|user|>{pair['prompt']}<|end|><|assistant|>", f"{pair[side]}<|end|>"
+    before, after = (tokenizer(text)["input_ids"] for text in texts)
+    return before, after
+
+
+def test_the_loss_of_sft_is_the_cross_entropy_of_the_answers_tokens(train: Train, model: Path) -> None:
+    built = train("sft", "learning_rate: 1e-9, batch_size: 4, lora: null", micro_batch=4)
+    causal = AutoModelForCausalLM.from_pretrained(model).eval()
+    total, count = 0.0, 0
+    for prompt, answer in map(encoded, PAIRS):
+        with torch.inference_mode():
+            logs = causal(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        total -= sum(float(logs[len(prompt) + i - 1, token]) for i, token in enumerate(answer))
+        count += len(answer)
+    # Over all the answers' tokens of the batch: a long answer weighs more than a short one.
+    assert built.logged("train/loss") == [(1, pytest.approx(total / count, abs=2e-4))]
+    assert built.metrics["train/first_loss"] == built.logged("train/loss")[0][1]
+
+
+@pytest.mark.parametrize(("beta", "center", "micro_batch"), [(1.0, 0.0, 4), (2.0, 0.0, 3), (2.0, 0.3, 1)])
+def test_the_loss_of_a_reward_model_is_the_bradley_terry_likelihood(
+    train: Train, beta: float, center: float, micro_batch: int
+) -> None:
+    fields = f"learning_rate: 1e-9, batch_size: 4, {LORA}, beta: {beta}, center: {center}"
+    built = train("reward_model", fields, micro_batch=micro_batch)
+    prompts = [({"role": "user", "content": pair["prompt"]},) for pair in PAIRS]
+    score = trained_scores(built.artifact, 1)
+    chosen, rejected = (score(prompts, [pair[side] for pair in PAIRS]) for side in ("chosen", "rejected"))
+    losses = [
+        math.log1p(math.exp(-beta * (c - r))) + center * (c + r) ** 2 for c, r in zip(chosen, rejected, strict=True)
+    ]
+    assert built.metrics["train/first_loss"] == pytest.approx(sum(losses) / 4, abs=2e-4)
+
+
+@pytest.mark.parametrize("do", ["sft", "reward_model"])
+def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(train: Train, do: str) -> None:
+    fields = f"learning_rate: 1e-2, batch_size: 2, {LORA}"
+    one, same, other = (train(do, f"{fields}, seed: {seed}", micro_batch=2) for seed in (5, 5, 6))
+    assert apart(one, same) == 0
+    assert apart(one, other) > 1e-3
+
+
+@pytest.mark.parametrize("fields", [f"batch_size: 4, {LORA}", "batch_size: 1, lora: null"])
+def test_the_seed_draws_both_the_adapters_and_the_order_of_the_rows(train: Train, fields: str) -> None:
+    # One batch of all rows has no order that matters; weights that were there already are not drawn.
+    one, other = (train("sft", f"learning_rate: 1e-2, {fields}, seed: {seed}", micro_batch=4) for seed in (5, 6))
+    assert apart(one, other) > 1e-3
+
+
+@pytest.mark.parametrize("do", ["sft", "reward_model"])
+@pytest.mark.parametrize("lora", [LORA, "lora: null"])
+def test_how_a_batch_is_accumulated_changes_nothing_but_rounding(train: Train, do: str, lora: str) -> None:
+    # Ten rows, so that each pass ends with a batch of two; answers of unequal length.
+    fields = f"learning_rate: 1e-3, batch_size: 8, epochs: 2.0, {lora}"
+    whole, single = (train(do, fields, TEN, micro_batch=size) for size in (8, 1))
+    assert apart(whole, single) < 1e-5
+    assert whole.logged("train/loss")[0][1] == pytest.approx(single.logged("train/loss")[0][1], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "epochs", "steps"), [(4, 2.0, 5), (5, 1.0, 2), (10, 0.5, 1), (16, 1.0, 1), (1, 1.0, 10)]
+)
+def test_epochs_and_batch_give_the_number_of_steps(train: Train, batch: int, epochs: float, steps: int) -> None:
+    built = train("sft", f"batch_size: {batch}, epochs: {epochs}, {LORA}", TEN)
+    assert built.finished("steps") == [steps]
+    assert [step for step, _ in built.logged("train/loss")] == list(range(1, steps + 1))
+    curve = [json.loads(line) for line in (built.folder / "training.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in curve] == list(range(1, steps + 1))
+    assert built.metrics["train/last_loss"] == curve[-1]["loss"]
+
+
+@pytest.mark.parametrize("do", ["sft", "reward_model"])
+def test_one_epoch_reads_every_token_once(train: Train, do: str) -> None:
+    built = train(do, f"batch_size: 4, {LORA}", TEN, micro_batch=2)
+    assert [step for step, _ in built.logged("train/loss")] == [1, 2]
+    sides = ["chosen"] if do == "sft" else ["chosen", "rejected"]
+    built = train(do, f"batch_size: 5, {LORA}", TEN, micro_batch=5)
+    expected = sum(len(part) for pair in TEN for side in sides for part in encoded(pair, side))
+    assert built.logged("train/num_tokens")[-1] == (2, expected)
+
+
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_zero(train: Train) -> None:
+    built = train("sft", f"learning_rate: 1e-2, warmup_steps: 2, batch_size: 2, {LORA}", TEN)
+    rates = [rate for _, rate in built.logged("train/learning_rate")]
+    assert rates == pytest.approx([0, 5e-3, 1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
+
+
+LONG = {"prompt": "p" * 30, "chosen": "c" * 20, "rejected": "r"}  # 30 + 3 and 21 tokens
+SHORT = {"prompt": "p", "chosen": "c", "rejected": "r"}  # 4 and 2
+
+
+@pytest.mark.parametrize("do", ["sft", "reward_model"])
+def test_rows_that_are_too_long_are_dropped_and_counted(train: Train, do: str) -> None:
+    rows = "rows" if do == "sft" else "pairs"
+    built = train(do, f"max_length: 53, {LORA}", [SHORT, LONG, SHORT, SHORT])
+    assert (built.metrics[rows], built.metrics["dropped_too_long"]) == (3, 1)
+    built = train(do, f"max_length: 54, {LORA}", [SHORT, LONG, SHORT, SHORT])
+    assert (built.metrics[rows], built.metrics["dropped_too_long"]) == (4, 0)
+    built = train(do, f"max_length: 8, too_long: truncate_left, {LORA}", [LONG, LONG, LONG])
+    assert (built.metrics[rows], built.metrics["dropped_too_long"]) == (3, 0)
+
+
+def test_more_lost_rows_than_allowed_are_told_with_their_numbers(train: Train) -> None:
+    with pytest.raises(UserError) as caught:
+        train("sft", f"max_length: 20, {LORA}", [SHORT, LONG, LONG])
+    assert str(caught.value) == (
+        "data.pairs: 2 of 3 pairs (66.7 %) are longer than 20 tokens, more than max_dropped 50%; "
+        "raise `max_length`, or set `too_long: truncate_left`, or raise `max_dropped`"
+    )
+
+
+def test_a_dialogue_that_is_cut_keeps_its_end() -> None:
+    pair = Pair(({"role": "user", "content": "Why now?"},), "Because.", "No.")
+
+    def cut(longest: int) -> list[tuple[str, str]]:
+        tokenizer = tiny.tokenizer()
+        entry = SFT(**{"do": "sft", "from": "x", "data": "y", "max_length": longest, "too_long": "truncate_left"})
+        ([row], dropped) = tokenised(tokenizer, [pair], ["chosen", "rejected"], entry, "data.x", "0%")
+        assert dropped == 0
+        return [(tokenizer.decode(prompt), tokenizer.decode(answer)) for prompt, answer in row]
+
+    whole = "<|user|>Why now?<|end|><|assistant|>"
+    assert cut(20) == [(whole, "Because.<|end|>"), (whole, "No.<|end|>")]
+    assert cut(12) == [("?<|end|><|assistant|>", "Because.<|end|>"), ("y now?<|end|><|assistant|>", "No.<|end|>")]
+    assert cut(9) == [("", "Because.<|end|>"), ("ow?<|end|><|assistant|>", "No.<|end|>")]
+    assert cut(8) == [("", "ecause.<|end|>"), ("w?<|end|><|assistant|>", "No.<|end|>")]
+
+
+def test_without_adapters_all_weights_are_trained(train: Train, model: Path) -> None:
+    before = load_file(model / "model.safetensors")
+    built = train("sft", "learning_rate: 1e-3, lora: null")
+    after = weights(built)
+    assert after.keys() == before.keys()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    head = weights(train("reward_model", "learning_rate: 1e-3, lora: null")).keys() - before.keys()
+    assert head == {"score.weight"}
+
+
+@pytest.mark.parametrize("do", ["sft", "reward_model"])
+@pytest.mark.parametrize(("lora", "place"), [(LORA, "adapter"), ("lora: null", "model")])
+def test_weights_are_written_as_safetensors_only(train: Train, do: str, lora: str, place: str) -> None:
+    built = train(do, lora)
+    written = [path for path in built.folder.rglob("*") if path.is_file()]
+    assert [p.parent.name for p in written if p.suffix == ".safetensors"] == [place]
+    assert {p.suffix for p in written} <= {".safetensors", ".json", ".jsonl", ".md", ".jinja"}
+
+
+def test_adapters_sit_on_every_linear_layer_and_leave_the_rest(train: Train) -> None:
+    names = weights(train("sft", LORA)).keys()
+    layers = {name.split(".lora_")[0].split(".")[-1] for name in names}
+    assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    others = [name for name in weights(train("reward_model", LORA)) if ".lora_" not in name]
+    assert [name.split(".")[-2:] for name in others] == [["score", "weight"]]
+
+
+@pytest.mark.parametrize("do", ["sft", "reward_model"])
+@pytest.mark.parametrize("lora", [LORA, "lora: null"])
+def test_what_is_trained_is_fp32_also_beside_bf16(train: Train, model: Path, do: str, lora: str) -> None:
+    built = train(do, lora, of=f"source: {model}, precision: bf16")
+    assert {tensor.dtype for tensor in weights(built).values()} == {torch.float32}
+    full = train(do, lora).metrics["train/first_loss"]
+    assert built.metrics["train/first_loss"] == pytest.approx(full, rel=0.05)
+
+
+def marked(mark: dict[str, str], numbers: range) -> list[dict[str, str]]:
+    return [{"prompt": f"Say {i}"} | {side: f"It is {i}{end}" for side, end in mark.items()} for i in numbers]
+
+
+def test_a_separable_preference_is_learnt_for_held_out_pairs(train: Train) -> None:
+    mark = {"chosen": "!", "rejected": "?"}
+    fields = f"learning_rate: 1e-2, batch_size: 8, epochs: 3.0, {LORA}"
+    built = train("reward_model", fields, marked(mark, range(32)), marked(mark, range(100, 108)), micro_batch=8)
+    assert built.metrics["test/accuracy"] == 1
+    # Both answers are of one length, so the rule of the longer one is a toss.
+    assert built.metrics["test/length_baseline"] == 0.5
+    assert built.metrics["test/accuracy_minus_length_baseline"] == 0.5
+    assert built.metrics["test/loss"] < 0.1 < built.metrics["test/mean_margin"]
+    assert built.metrics["train/last_loss"] < built.metrics["train/first_loss"]
+
+
+def test_the_length_baseline_counts_characters_with_half_a_point_for_a_tie(train: Train) -> None:
+    answers = [("longer", "short"), ("longest", "long"), ("éé", "abc"), ("same", "size")]
+    test = [{"prompt": "Which?", "chosen": c, "rejected": r} for c, r in answers]
+    built = train("reward_model", LORA, test=test)
+    # 1 + 1 + 0 (four bytes, but two characters) + 1/2, of four.
+    assert built.metrics["test/length_baseline"] == 0.625
+    assert built.metrics["test/pairs"] == 4
+    difference = built.metrics["test/accuracy"] - 0.625
+    assert built.metrics["test/accuracy_minus_length_baseline"] == pytest.approx(difference)
+    for name in ("accuracy", "length_baseline", "accuracy_minus_length_baseline"):
+        low, high = (built.metrics[f"test/{name}_{end}"] for end in ("low", "high"))
+        assert low <= built.metrics[f"test/{name}"] <= high
+
+
+@pytest.mark.parametrize("do", ["sft", "reward_model"])
+def test_a_tokenizer_with_more_tokens_than_the_model_trains_it_too(train: Train, tmp_path: Path, do: str) -> None:
+    small = tiny.language_model(tmp_path / "small", vocab_size=260)
+    assert len(tiny.tokenizer()) == 261
+    assert train(do, LORA, of=f"source: {small}, precision: fp32").metrics["train/first_loss"] > 0
+
+
+def test_dropped_rows_are_said_and_kept_with_what_was_made(train: Train) -> None:
+    built = train("sft", f"learning_rate: 1e-3, batch_size: 2, {LORA}", [*PAIRS, {"prompt": "x", "chosen": "y"}])
+    said = [content for kind, content in built.events if kind == "note"]
+    assert said == ["data.pairs: 1 of 5 rows dropped: `rejected` is missing: 1 (row 5)"]
+    kept = json.loads((built.folder / "dropped.json").read_bytes())
+    assert kept == {"data": {"read": 5, "dropped": {"`rejected` is missing": 1}}}
+    assert dropped_rows(built.folder) == {"dropped_rows/data": 1.0}
