@@ -135,7 +135,7 @@ def _view(arguments: Arguments, spec: Path) -> tuple[Any, Any]:
     from tasks.view import View
 
     loaded = load(spec, arguments.sets)
-    forced = frozenset(getattr(arguments, "force", ()))
+    forced = loaded.forced(getattr(arguments, "force", []))
     offline = getattr(arguments, "offline", False)
     return loaded, View.of(loaded.study, home(), spec.resolve().parent, offline=offline, forced=forced)
 

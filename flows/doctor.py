@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
+from packaging.requirements import Requirement
 
 from flows import server
 from flows.silence import QUIET
@@ -17,18 +16,6 @@ from registry.home import make_home
 from registry.precision import best
 from specs.problems import UnfitError, without_password
 
-KNOWN_GOOD = {
-    "prefect": ">=3.8,<3.10",
-    "mlflow": ">=3.17,<4",
-    "fastapi": ">=0.139,<0.151",
-    "transformers": ">=5.23,<6",
-    "trl": ">=1.16,<2",
-    "pydantic": ">=2.12,<3",
-    "torch": ">=2.9",
-    "peft": ">=0.21,<1",
-    "datasets": ">=5,<6",
-}
-"""The ranges of `pyproject.toml` for the packages whose other versions are known to break."""
 NEEDED_BYTES = 2_000_000_000
 
 
@@ -42,15 +29,19 @@ def _finding(what: str, found: str, fit: bool = True) -> dict[str, Any]:
 
 
 def _packages() -> list[dict[str, Any]]:
+    """What `pyproject.toml` asks for, against what is installed."""
     findings = []
-    for name, wanted in KNOWN_GOOD.items():
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            findings.append(_finding(name, f"not installed; wanted {wanted}", False))
+    for requirement in map(Requirement, requires("alignflow") or []):
+        if requirement.marker is not None:  # of an extra
             continue
-        fit = Version(found).public in SpecifierSet(wanted, prereleases=True)
-        findings.append(_finding(name, found if fit else f"{found}; wanted {wanted}", fit))
+        wanted = requirement.specifier
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            findings.append(_finding(requirement.name, f"not installed; wanted {wanted}", False))
+            continue
+        fit = wanted.contains(found, prereleases=True)
+        findings.append(_finding(requirement.name, found if fit else f"{found}; wanted {wanted}", fit))
     return findings
 
 

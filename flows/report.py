@@ -31,7 +31,8 @@ def write_report(view: View) -> Path | None:
     if not records:
         return None
     folder = study_folder(view.home, view.study.name)
-    state = {n: r["fingerprint"] for n, r in records.items()} | {"version": 2, "planned": sorted(view.planned)}
+    built = {n: [r["fingerprint"], r["provenance"]["finished"]] for n, r in records.items()}
+    state = {"version": 3, "built": built, "planned": sorted(view.planned)}
     mark = f"<!-- {hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()} -->"
     path = folder / REPORT
     if path.exists() and path.read_text(encoding="utf-8").startswith(mark):
@@ -103,7 +104,7 @@ def _evaluation_section(
     examples = list(generations(view.artifact(name), evaluation.policies, evaluation.rewards))
     prompts = list(dict.fromkeys(g["prompt"] for g in examples))[:SHOWN_PROMPTS]
     shown = [
-        (g["prompt"], g["policy"], g["response"], *(f"{g[r]:.3f}" for r in evaluation.rewards))
+        (g["prompt"], g["policy"], g["response"], *(f"{g[f'reward.{r}']:.3f}" for r in evaluation.rewards))
         for g in examples
         if g["prompt"] in prompts and g["sample"] == 0
     ]

@@ -33,10 +33,8 @@ def run(loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet
     silence.apply(offline=offline)
     study, folder = loaded.study, loaded.path.resolve().parent
     home = make_home()
-    unknown = [name for name in force if name not in study.stages]
-    if unknown:
-        raise SpecError([loaded.problem(("stages",), f"`--force {n}`: there is no such stage") for n in unknown])
-    view = View.of(study, home, folder, offline=offline, forced=frozenset(force))
+    forced = loaded.forced(force)
+    view = View.of(study, home, folder, offline=offline, forced=forced)
     problems = [loaded.problem(path, text) for path, text in view.problems()]
     if problems:
         raise SpecError(problems)
@@ -56,9 +54,9 @@ def run(loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet
         os.environ["PREFECT_API_URL"] = url
         display = Display(err if as_json else out, view.to_fetch() + list(view.planned), quiet=quiet)
         stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, _stop(display)))
-        display.say(f"{study.name}: {len(view.planned)} stages, {len(view.to_build())} to run; log: {_near(log)}")
+        display.say(f"{study.name}: {_stages(len(view.planned))}, {len(view.to_build())} to run; log: {_near(log)}")
         with display.showing():
-            outcome = _run_flow(loaded, display, offline, force, None if configured else log)
+            outcome = _run_flow(loaded, display, offline, sorted(forced), None if configured else log)
         display.final()
         outcome["seconds"] = round(time.monotonic() - began, 3)
         if as_json:
@@ -122,6 +120,10 @@ def _summary(display: Display, view: View, outcome: dict[str, Any]) -> None:
         console.print(f"runs:   mlflow ui --backend-store-uri {uri}", soft_wrap=True)
     if display.interrupted:
         console.print("stopped; run the same command to go on")
+
+
+def _stages(count: int) -> str:
+    return "1 stage" if count == 1 else f"{count} stages"
 
 
 def _near(path: Path) -> str:

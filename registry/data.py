@@ -94,7 +94,7 @@ def _file(data: Data) -> Path:
             hint = did_you_mean(data.source, CATALOGUE) or f"; it has {', '.join(CATALOGUE)}"
             raise UserError(f"`{data.source}` is not in the data catalogue{hint} (a file has a suffix)")
         return Path(__file__).parent / "prompts" / CATALOGUE[data.source]
-    path = Path(_expanded(data.source)).expanduser()
+    path = Path(os.path.expanduser(_expanded(data.source)))
     suffixes = ", ".join(DATA_SUFFIXES)
     if path.is_dir():
         raise UserError(f"`{data.source}` is a folder; name a file in it ({suffixes})")

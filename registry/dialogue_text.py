@@ -52,18 +52,21 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message]) -> list[int]:
     return ([] if written else _beginning(tokenizer)) + _plain(tokenizer, text)
 
 
-def encode_answer(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> list[int]:
-    """The tokens of a complete answer, with what the template writes after it (the end-of-turn token)."""
+def encode_answer(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str, *, finished: bool = True) -> list[int]:
+    """The tokens of an answer, and of what the template writes after it (the end-of-turn token) if it is `finished`."""
     before = prompt_text(tokenizer, prompt)
     whole = tokenizer.apply_chat_template(
         [*map(dict, prompt), {"role": "assistant", "content": answer}], tokenize=False
     )
-    if not whole.startswith(before):
+    written = whole.removeprefix(before)
+    if not whole.startswith(before) or not (finished or answer in written):
         raise UserError(
             "the chat template renders a dialogue differently once it is answered, so prompt and answer cannot be "
             "told apart; name another `template:`"
         )
-    return _plain(tokenizer, whole[len(before) :])
+    if not finished:
+        written = written[: written.index(answer) + len(answer)]
+    return _plain(tokenizer, written)
 
 
 def encode_dialogue(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:

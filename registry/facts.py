@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from registry import data, models
-from registry.rewards import python_fact
+from registry.python_source import python_fact
 from specs.data import Data
 from specs.models import Model
 from specs.plan import Fact
@@ -41,6 +42,18 @@ def _fact(node: Node, gpus: int, home: Path, folder: Path, offline: bool) -> Fac
             return python_fact(reward, folder)
         case _:
             return Fact()
+
+
+def check_unchanged(study: Study, facts: dict[str, Fact], names: Collection[str], home: Path, folder: Path) -> None:
+    """Looks again at the leaves among the nodes `names`. Raises `UserError` if one is not what `facts` say: what is built
+    of it now would be stored under the fingerprint of what it was."""
+    for name, node in Graph(entries(study)).nodes.items():
+        if name in names and node.section != "stages":
+            found = _fact(node, study.execution.gpus, home, folder, offline=False)
+            if found.problem:
+                raise UserError(f"{node.section}.{name}: {found.problem}")
+            if found.identity != facts[name].identity:
+                raise UserError(f"{node.section}.{name}: it changed after the run began; run again")
 
 
 def row_problems(study: Study, names: set[str]) -> list[tuple[SpecPath, str]]:

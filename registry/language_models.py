@@ -103,7 +103,8 @@ def _load_weights(artifact: Artifact, precision: str) -> Any:
         return pretrained_model(artifact.name, load, folder, dtype=DTYPES[precision], **where)
     assert artifact.folder is not None
     if (artifact.folder / WEIGHTS).is_dir():
-        return AutoModelForCausalLM.from_pretrained(artifact.folder / WEIGHTS, dtype=DTYPES[precision])
+        load = AutoModelForCausalLM.from_pretrained
+        return pretrained_model(artifact.name, load, str(artifact.folder / WEIGHTS), dtype=DTYPES[precision])
     from peft import PeftModel
 
     below = _load_weights(artifact.one("from"), "fp32")
@@ -122,7 +123,10 @@ def pretrained(name: str, load: Any, folder: str, **options: Any) -> Any:
 
 def pretrained_model(name: str, load: Any, folder: str, **options: Any) -> Any:
     """As `pretrained`, and every weight is the folder's own: transformers would make up what is missing."""
-    model, found = pretrained(name, load, folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+    model, found = pretrained(name, load, folder, **strict, **options)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(f"{name}: {folder} holds an adapter, laid on whatever model it names; merge and save the whole")
     unfit = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     if unfit:
         raise UserError(

@@ -92,7 +92,7 @@ def classifier_fact(classifier: Classifier, home: Path, *, gpus: int, offline: b
 
 
 def local_folder(source: str) -> Path:
-    return Path(expand_environment(source, os.environ)).expanduser()
+    return Path(os.path.expanduser(expand_environment(source, os.environ)))
 
 
 def _digest(folder: Path, home: Path, problem: str | None) -> dict[str, Any]:
@@ -111,6 +111,8 @@ def hub_cache(repository: str, revision: str, kind: str = "models") -> Path:
 
 
 def _hub_problem(repository: str, revision: str, offline: bool) -> str | None:
+    if os.path.exists(repository):
+        return f"`{repository}` is also a folder here, which would be taken for it; run from another place or rename it"
     offline = offline or os.environ.get("HF_HUB_OFFLINE") == "1"
     if offline and not hub_cache(repository, revision).is_dir():
         return f"{repository} at {revision[:12]} is not in the hub cache; run once without --offline"

@@ -20,6 +20,7 @@ from registry.language_models import (
     ADAPTER,
     DTYPES,
     WEIGHTS,
+    context_length,
     device,
     load_language_model,
     load_tokenizer,
@@ -70,7 +71,8 @@ def load_reward_model(artifact: Artifact) -> tuple[Any, Any]:
     assert artifact.folder is not None
     precision = own_precision(artifact)
     if (artifact.folder / WEIGHTS).is_dir():
-        model = AutoModelForSequenceClassification.from_pretrained(artifact.folder / WEIGHTS, dtype=DTYPES[precision])
+        load = AutoModelForSequenceClassification.from_pretrained
+        model = pretrained_model(artifact.name, load, str(artifact.folder / WEIGHTS), dtype=DTYPES[precision])
         head = ScoreHead(model.score.in_features, 1, bias=False)
         head.weight.data = model.score.weight.data.float()
         model.score = head
@@ -106,6 +108,12 @@ def load_classifier(artifact: Artifact) -> tuple[Any, Any, int]:
             f"rewards.{artifact.name}.label: `{entry.label}` is not a class of the model; there are {', '.join(labels)}"
         )
     return model.to(device()).eval(), tokenizer, labels[entry.label]
+
+
+def reads(model: Any, tokenizer: Any, wanted: int) -> int:
+    """The most tokens of a dialogue that a classifier is given: what is `wanted`, or all it has positions for. (Some
+    position tables begin with rows that are not used, which only the tokenizer's limit tells.)"""
+    return min(wanted, context_length(model), int(tokenizer.model_max_length))
 
 
 def dialogue_ids(tokenizer: Any, prompt: Sequence[Message], answer: str, max_length: int) -> list[int]:
@@ -159,7 +167,7 @@ def trained_scores(
 ) -> Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]:
     """A trained reward model as a function of prompts and answers."""
     model, tokenizer = load_reward_model(artifact)
-    longest = int(artifact.fields["max_length"])
+    longest = reads(model, tokenizer, int(artifact.fields["max_length"]))
 
     def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
         rows = [dialogue_ids(tokenizer, p, a, longest) for p, a in zip(prompts, answers, strict=True)]
@@ -173,7 +181,7 @@ def classifier_scores(
 ) -> Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]:
     """An external classifier as a function of prompts and answers."""
     model, tokenizer, label = load_classifier(artifact)
-    longest = int(artifact.fields["max_length"])
+    longest = reads(model, tokenizer, int(artifact.fields["max_length"]))
 
     def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
         rows = [dialogue_ids(tokenizer, p, a, longest) for p, a in zip(prompts, answers, strict=True)]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import Message, shown
-from specs.plan import Fact
 from specs.problems import UserError
 from specs.rewards import Classifier, Length, Lexicon, PythonReward, Weighted
 
@@ -53,7 +50,8 @@ def _lexicon() -> Score:
 
 def _weighted(artifact: Artifact, batch: int) -> Score:
     weights: dict[str, float] = artifact.fields["of"]
-    parts = [(weights[a.fingerprint], scorer(a, batch=batch)) for a in artifact.inputs["of"]]
+    distinct = {a.fingerprint: a for a in artifact.inputs["of"]}
+    parts = [(weights[mark], scorer(a, batch=batch)) for mark, a in distinct.items()]
 
     def score(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
         columns = [[weight * x for x in part(prompts, responses)] for weight, part in parts]
@@ -103,32 +101,3 @@ def _brief(error: BaseException) -> str:
         frame = frame.tb_next
     place = f" ({Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno})" if frame else ""
     return " ".join(f"{type(error).__name__}: {error}{place}".split())
-
-
-def python_fact(reward: PythonReward, folder: Path) -> Fact:
-    """The identity of a Python reward: the digest of its module's source. The module is found but not run; one that
-    lies in `folder`, beside the spec, wins."""
-    import ast
-    import hashlib
-
-    module, function = reward.target.split(":")
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    except (Exception, SystemExit) as error:  # to find `a.b` is to run the package `a`
-        return Fact(problem=f"`{module}` cannot be imported: {_brief(error)}")
-    if found is None or found.origin is None or not found.origin.endswith(".py"):
-        return Fact(problem=f"no module `{module}` beside the spec ({folder}) or among the installed packages")
-    source = Path(found.origin).read_bytes()
-    try:
-        names = {n.name for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    except SyntaxError as error:
-        return Fact(problem=f"{found.origin}:{error.lineno}: {error.msg}")
-    if function not in names:
-        from specs.problems import did_you_mean
-
-        return Fact(problem=f"`{module}` defines no function `{function}`{did_you_mean(function, names)}")
-    return Fact({"sha256": hashlib.sha256(source).hexdigest()})

@@ -31,11 +31,6 @@ class Prompt:
         turns = [[m["role"], m["content"]] for m in self.messages]
         return _digest(json.dumps(turns, ensure_ascii=False))[:16]
 
-    @property
-    def text(self) -> str:
-        """The last user turn, for display."""
-        return self.messages[-1]["content"]
-
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -44,6 +39,8 @@ class Pair:
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
+    chosen_finished: bool = True
+    """Whether the chosen answer came to its end, or was cut off by a limit on its tokens."""
 
 
 Row = TypeVar("Row", bound=Pair | Prompt)
@@ -128,7 +125,7 @@ def check_dropped(rows: Rows[Any], max_dropped: str, where: str) -> None:
     if not rows.rows:
         raise UserError(f"{where}: none of {rows.read} rows can be used: {reasons(rows)}; mend the file")
     raise UserError(
-        f"{where}: {lost} of {rows.read} rows ({_percent(lost, rows.read)}) cannot be used, "
+        f"{where}: {lost} of {rows.read} rows ({percent(lost, rows.read)}) cannot be used, "
         f"more than max_dropped {max_dropped}: {reasons(rows)}; mend the file or raise max_dropped"
     )
 
@@ -149,9 +146,9 @@ def _absent(rows: Rows[Any]) -> str:
     return f"no row has the {noun} {lacking}; the columns are {have}; name the right one with `columns: {{{remedy}}}`"
 
 
-def _percent(some: int, of: int) -> str:
-    share = 100 * some / of
-    return f"{share:.1f} %" if share >= 1 else f"{share:.2g} %"
+def percent(some: int, of: int) -> str:
+    """A share to three digits, which tell it from the round numbers that limits are."""
+    return f"{100 * some / of:.3g} %"
 
 
 _SALT = "alignflow split 1\n"
@@ -161,14 +158,14 @@ def part(rows: Sequence[Row], split: Mapping[str, int], name: str, where: str = 
     """The rows of part `name`, in the order they came in.
 
     The group of a row is how its dialogue opens. Groups are sorted by a salted sha256; going down
-    that order, each goes whole to the first declared part that still has room for it.
+    that order, each goes whole to the first part, by name, that still has room for it.
     """
     assert name in split, "the loader has checked the names of parts"
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         messages = row.prompt if isinstance(row, Pair) else row.messages
         groups.setdefault(_digest(_SALT + _opening(messages)), []).append(index)
-    room = dict(split)
+    room = {p: split[p] for p in sorted(split)}  # the order in the file is no identity
     taken: list[int] = []
     for key in sorted(groups):
         size = len(groups[key])

@@ -18,12 +18,14 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def folder_problem(folder: Path, *, head: str, template: str = "tokenizer", pad_token: str | None = None) -> str | None:
     """What is wrong with a model folder, or None. `head` is how its architecture must end
     (`ForCausalLM`, `ForSequenceClassification`)."""
-    if not folder.exists():
+    if not os.path.exists(folder):  # unlike `Path.exists`, also of names that no file can have
         return f"no such folder: {folder}; a hub id also needs `revision:` (its commit hash)"
     if not folder.is_dir():
         return f"{folder} is a file; name the folder that holds `config.json` and the safetensors"
     if not (folder / "config.json").exists():
         return f"{folder} holds no `config.json`"
+    if (folder / "adapter_config.json").exists():
+        return "it holds an adapter, which would be laid on whatever model its settings name; merge and save the whole"
     config = _settings(folder / "config.json")
     if config is None:
         return _not_settings(folder / "config.json")
@@ -129,5 +131,7 @@ def _file_digest(path: Path, cache: Path | None) -> str:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if remembered and cache and os.access(cache.parent, os.W_OK):
         cache.mkdir(exist_ok=True)
-        remembered.write_text(found, encoding="ascii")
+        written = remembered.with_suffix(f".{os.getpid()}")
+        written.write_text(found, encoding="ascii")
+        written.replace(remembered)  # whole, whoever else writes it
     return found

@@ -8,6 +8,8 @@ combination, named `bon[n=4]`. Every value keeps the place where it was written.
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,23 +18,28 @@ from specs.sources import origin
 from specs.yaml_tree import Positions, Tree, parse_yaml, read_yaml
 
 
-def assemble(path: FilePath, overrides: list[str]) -> tuple[dict[str, Any], Positions]:
-    """The study's tree with everything merged and every sweep spread out. Raises `SpecError`."""
+def assemble(path: FilePath, overrides: list[str]) -> tuple[dict[str, Any], Positions, list[Problem]]:
+    """The study's tree with everything merged and every sweep spread out, the places of its values, and what is wrong
+    with its sweeps (whose stages are then left out). Raises `SpecError` where there is no tree."""
     tree, positions = _extended(path, ())
     for override in overrides:
         _set(tree, positions, override)
     problems: list[Problem] = []
     stages = tree.get("stages")
-    if isinstance(stages, dict) and any("sweep" in stage for stage in _mappings(stages)):
+    if not isinstance(stages, dict):
+        return tree, positions, problems
+    for name in [name for name in stages if "[" in name]:
+        message = "brackets name the members of a `sweep:`; write the sweep, or a name without them"
+        problems.append(Problem(positions.nearest(("stages", name), "key"), ("stages", name), message))
+        del stages[name]
+    if any("sweep" in stage for stage in _mappings(stages)):
         places = _places_by_stage(positions)
         tree["stages"] = {
             name: stage
             for key, value in stages.items()
             for name, stage in _swept(key, value, places.get(key, []), positions, problems)
         }
-    if problems:
-        raise SpecError(problems)
-    return tree, positions
+    return tree, positions, problems
 
 
 def _extended(path: FilePath, children: tuple[FilePath, ...]) -> tuple[dict[str, Any], Positions]:
@@ -52,7 +59,7 @@ def _extended(path: FilePath, children: tuple[FilePath, ...]) -> tuple[dict[str,
     if target in family:
         chain = " -> ".join(p.name for p in (*family[family.index(target) :], target))
         raise SpecError([Problem(mark, ("extends",), f"a cycle: {chain}")])
-    if not target.is_file():
+    if not os.path.isfile(target):  # unlike `Path.is_file`, also of names that no file can have
         raise SpecError([Problem(mark, ("extends",), f"no such file: {target}")])
     base, places = _extended(target, family)
     _merge(base, tree)
@@ -84,7 +91,7 @@ def _anchor_paths(tree: dict[str, Any], folder: FilePath) -> None:
             if not isinstance(source, str) or not source or source.startswith("${env:"):
                 continue
             if origin(source, entry.get("revision")) == "path":
-                entry["source"] = str(folder / FilePath(source).expanduser())
+                entry["source"] = str(folder / os.path.expanduser(source))
 
 
 def _mappings(value: Tree) -> list[dict[str, Any]]:
@@ -138,8 +145,8 @@ def _swept(
     for key, values in sweep.items():
         if not isinstance(values, list) or not values:
             return wrong((*path, key), "a list of values")
-        if any(isinstance(v, (dict, list)) or v is None for v in values):
-            return wrong((*path, key), "each value is a number, a word or true/false")
+        if any(isinstance(v, (dict, list)) or not _MEMBER.fullmatch(_show(v)) for v in values):
+            return wrong((*path, key), "each value is a number, a name or true/false")
         if len(set(map(str, values))) < len(values):
             return wrong((*path, key), "the same value twice")
         if key in stage:
@@ -155,6 +162,9 @@ def _swept(
             positions[(*here, key), "value"] = positions[(*path, key, i), "value"]
         members.append((member, {k: v for k, v in stage.items() if k != "sweep"} | chosen))
     return members
+
+
+_MEMBER = re.compile(r"[A-Za-z0-9_.+-]+")
 
 
 def _show(value: Any) -> str:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
 # A stage fanned out by `sweep` is named `bon[n=4]`; only the loader writes such names.
-STAGE_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*(\[[^\[\]]+\])?$"
+STAGE_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*(\[[A-Za-z0-9_.=,+-]+\])?$"
 
 _ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 

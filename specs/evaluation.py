@@ -29,8 +29,10 @@ class Budget(Spec):
 
     max_new_tokens: Count = 64
     """The most tokens of a response."""
-    samples_per_prompt: Count = 1
-    """Responses to each prompt; each counts as one draw of the policy, however many candidates it looked at."""
+    samples_per_prompt: Count = 2
+    """Responses to each prompt; each counts as one draw of the policy, however many candidates it looked at. Policies
+    share their random numbers, so a win rate compares a sample with those of other numbers: at least two are
+    needed unless all but one policy are greedy."""
 
 
 class Evaluate(Seeded):

@@ -74,6 +74,6 @@ class Schedule(Spec):
 
         try:
             zoneinfo.ZoneInfo(name)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):  # `America` is a folder of it
             raise ValueError(f"`{name}` is not in the time zone database") from None
         return name

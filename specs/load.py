@@ -27,8 +27,8 @@ from specs.base import (
     Spec,
     environment_names,
 )
-from specs.problems import Path, Problem, SpecError, did_you_mean
-from specs.study import SECTIONS, AnyStage, Graph, Study, graph_problems
+from specs.problems import Mark, Path, Problem, SpecError, did_you_mean
+from specs.study import SECTIONS, AnyStage, Graph, Study, entries, graph_problems
 from specs.yaml_tree import Positions
 
 
@@ -43,6 +43,19 @@ class Loaded:
     def problem(self, path: Path, message: str) -> Problem:
         return Problem(self.positions.nearest(path), path, message)
 
+    def forced(self, names: list[str]) -> frozenset[str]:
+        """The stages that `--force` names; the name of a sweep means its members. Raises `SpecError`."""
+        graph = Graph(entries(self.study))
+        stages = {name: [m for m in graph.members(name) if m in self.study.stages] for name in names}
+        unknown = [name for name, members in stages.items() if not members]
+        if unknown:
+            known = [*self.study.stages, *graph.sweeps]
+            raise SpecError([
+                Problem(Mark(f"--force {name}"), (), f"there is no such stage{did_you_mean(name, known)}")
+                for name in unknown
+            ])  # fmt: skip
+        return frozenset(m for members in stages.values() for m in members)
+
 
 def load(
     path: FilePath,
@@ -50,15 +63,14 @@ def load(
     environment: Mapping[str, str] = os.environ,
 ) -> Loaded:
     """The study in the file at `path` with `--set` overrides applied. Raises `SpecError` with every problem."""
-    tree, positions = assemble(path, overrides or [])
-    problems: list[Problem] = []
+    tree, positions, problems = assemble(path, overrides or [])
 
     def add(path: Path, message: str, part: str = "value") -> None:
         problems.append(Problem(positions.nearest(path, part), path, message))
 
     fields: dict[str, Any] = {}
     entries: list[tuple[str, str, Entry]] = []
-    broken: set[str] = set()
+    broken = {str(problem.path[1]).split("[")[0] for problem in problems}
     for key, value in tree.items():
         if key not in Study.model_fields:
             add((key,), f"unknown key{did_you_mean(key, [*Study.model_fields, 'extends'])}", "key")
@@ -110,7 +122,7 @@ def _validate_entry(
 
 
 def _is_name(name: str, section: str) -> bool:
-    return re.match(STAGE_PATTERN if section == "stages" else NAME_PATTERN, name) is not None
+    return re.fullmatch(STAGE_PATTERN if section == "stages" else NAME_PATTERN, name) is not None
 
 
 def _validate(field: Any, value: Any, path: Path, environment: Mapping[str, str], add: Any) -> Any:
@@ -226,6 +238,8 @@ def _say(error: ErrorDetails) -> str:
         return _SAYINGS[kind] + got
     if kind == "literal_error":
         words = [w.strip(" '") for w in context["expected"].replace(" or ", ", ").split(",")]
+        if shown in words:
+            return f"takes the number {shown}, not text; leave the quotes out"
         hint = did_you_mean(str(shown), words) or f"; there are {', '.join(words)}"
         return f"`{shown}` is not one of the choices{hint}"
     if kind == "string_pattern_mismatch":

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from specs.base import NotIdentity
 from specs.problems import show_path
 from specs.references import references, renamed
-from specs.stage import Seeded, Stage
+from specs.stage import Seeded
 from specs.study import Graph, Node, Study, entries
 
 State = Literal["cached", "run", "blocked"]
@@ -178,12 +178,3 @@ def _show(change: tuple[tuple[str | int, ...], Any, Any], names: Mapping[str, st
 
 def _is_print(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64
-
-
-def stage_of(step: Step) -> Stage:
-    """The stage of a step that is one, with the study's seed filled in where it names none."""
-    entry = step.node.entry
-    assert isinstance(entry, Stage)
-    if isinstance(entry, Seeded):
-        return entry.model_copy(update={"seed": step.payload["spec"]["seed"]})
-    return entry

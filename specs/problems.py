@@ -65,7 +65,7 @@ def show_path(path: Path) -> str:
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -77,8 +77,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def without_password(text: str) -> str:
-    """`text` with the password of any address in it taken out."""
-    return re.sub(r"://([^:/@\s]*):[^/\s]+@", r"://\1:***@", text)
+    """`text` with the password of any address in it taken out, where it stands before the host and where it is a
+    parameter."""
+    # A number up to a slash is a port where the address is one of the web; of a database it may begin a password.
+    text = re.sub(r"(?:(https?)|(?<!http)(?<!https))://([^:/@\s]*):(?(1)(?!\d+/))\S+@", _masked, text)
+    return re.sub(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
+
+
+def _masked(found: re.Match[str]) -> str:
+    return f"{found[1] or ''}://{found[2]}:***@"
 
 
 def without_user(address: str) -> str:

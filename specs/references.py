@@ -93,13 +93,18 @@ def references(entry: Spec) -> Iterator[tuple[Slot, Path, str]]:
 
 
 def renamed(entry: Entry, names: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `entry` as plain values with every referenced name replaced by `names[name]`,
-    which may be one value or a list of them (in which case the list is spliced in)."""
+    """The fields of `entry` as plain values with every referenced name replaced by the values `names[name]`, spliced
+    in. Where names that carry numbers (weights) come to one value, the numbers add up."""
     fields = entry.model_dump(mode="json")
     for slot in slots(type(entry)):
         value = fields[slot.key]
         if isinstance(value, dict):
-            fields[slot.key] = {new: v for name, v in value.items() for new in names[name]}
+            replaced: dict[str, Any] = {}
+            for name, carried in value.items():
+                for new in names[name]:
+                    number = new in replaced and isinstance(carried, (int, float))
+                    replaced[new] = replaced[new] + carried if number else carried
+            fields[slot.key] = replaced
         elif isinstance(value, list):
             fields[slot.key] = [new for name in value for new in names[name]]
         elif value is not None:

@@ -87,18 +87,16 @@ def explain(path: str) -> list[str]:
     made = schema()
     node: dict[str, Any] = made
     name = "study"
-    required = False
+    need = ""
     for part in path.split(".") if path else []:
         children = _children(made, node)
         if part not in children:
             known = ", ".join(children)
             hint = did_you_mean(part, children) or f"; there are {known}"
             raise KeyError(f"`{name}` has no `{part}`{hint}")
-        required = part in node.get("required", []) or part in node.get("else", {}).get("required", [])
+        need = _need(made, node, part, children[part])
         node, name = children[part], f"{name}.{part}" if name != "study" else part
-    lines = [f"{name}: {_type(made, node)}" + (", required" if required else "")]
-    if "default" in node:
-        lines[0] += f", default {_default(node['default'])}"
+    lines = [f"{name}: {_type(made, node)}{need}"]
     text = node.get("description") or _resolve(made, node).get("description")
     if text:
         lines += textwrap.wrap(text, 96, initial_indent="  ", subsequent_indent="  ")
@@ -106,8 +104,30 @@ def explain(path: str) -> list[str]:
     width = max(map(len, children), default=0)
     for key, child in children.items():
         what = child.get("description") or _resolve(made, child).get("description") or ""
-        lines.append(f"  {key.ljust(width)}  {_type(made, child)}: {textwrap.shorten(what, 90, placeholder=' ...')}")
+        head = f"  {key.ljust(width)}  {_type(made, child)}{_need(made, node, key, child)}"
+        lines.append(head + (f": {textwrap.shorten(what, 90, placeholder=' ...')}" if what else ""))
     return lines
+
+
+def _need(made: dict[str, Any], node: dict[str, Any], key: str, child: dict[str, Any]) -> str:
+    """Whether a field must be written, else what stands for it."""
+    if "default" in child:
+        return f", default {_default(child['default'])}"
+    mapping = _mapping(made, node)
+    needed = mapping.get("required", []) + mapping.get("else", {}).get("required", [])
+    return ", required" if key in needed else ""
+
+
+def _mapping(made: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a mapping's fields: the node's own, or that of its entries."""
+    node = _resolve(made, node)
+    inner = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), None)
+    if "properties" not in node and isinstance(inner, dict) and "$ref" in inner:
+        return _mapping(made, inner)
+    for option in [] if "properties" in node else node.get("anyOf", []):
+        if "properties" in _resolve(made, option):
+            return _resolve(made, option)
+    return node
 
 
 def _resolve(made: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
@@ -160,4 +180,6 @@ def _type(made: dict[str, Any], node: dict[str, Any]) -> str:
 
 
 def _default(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_default(inner)}" for key, inner in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -10,7 +10,7 @@ from specs.base import Entry, Name, Seed, Spec, StageName
 from specs.data import Data
 from specs.evaluation import Evaluate
 from specs.execution import Execution, Schedule, Tracking
-from specs.generation import Decode, Label, Sample
+from specs.generation import Decode, DecodeGreedy, Label, Sample
 from specs.models import Model
 from specs.problems import Path, did_you_mean, show_path
 from specs.references import Accepts, references
@@ -124,19 +124,22 @@ def graph_problems(graph: Graph, broken: set[str]) -> Iterator[tuple[Path, str]]
             continue
         for slot, inner, name in references(node.entry):
             if name.split(".")[0].split("[")[0] not in broken:
-                text = _reference_problem(graph, slot.accepts, slot.many, name, bool(cycles))
+                text = _reference_problem(graph, slot.accepts, slot.many, name, bool(cycles), broken)
                 if text:
                     yield (*path, *inner), text
         if isinstance(node.entry, Evaluate):
             yield from _expectation_problems(graph, path, node.entry)
+            yield from _sample_problems(graph, path, node.entry)
 
 
-def _reference_problem(graph: Graph, accepts: Accepts, many: bool, name: str, cyclic: bool) -> str | None:
+def _reference_problem(
+    graph: Graph, accepts: Accepts, many: bool, name: str, cyclic: bool, broken: set[str]
+) -> str | None:
     members = graph.members(name)
     if name in graph.parts:
         return f"`{name}` is split; name one part: {_list(graph.parts[name])}"
     if not members:
-        hint = did_you_mean(name, graph.known()) or _fits(graph, accepts)
+        hint = did_you_mean(name, [*graph.known(), *broken]) or _fits(graph, accepts)
         return f"`{name}` is not defined{hint}"
     if len(members) > 1 and not many:
         return f"`{name}` is a sweep of {len(members)}; name one: {_list(members)}"
@@ -179,6 +182,20 @@ def _expectation_problems(graph: Graph, path: Path, entry: Evaluate) -> Iterator
             if metric not in [*known, "length"]:
                 hint = did_you_mean(metric, known) or f"; there are {_list([*known, 'length'])}"
                 yield (*here, metric), f"`{metric}` is not a metric of this stage{hint}"
+
+
+def _sample_problems(graph: Graph, path: Path, entry: Evaluate) -> Iterator[tuple[Path, str]]:
+    """One sample a prompt leaves a win rate no pair of independent samples (`registry.methods.comparison`)."""
+    against, *others = (
+        {m for m in graph.members(name) if _is_random(graph, m)} for name in (entry.against, *entry.policies)
+    )
+    if entry.budget.samples_per_prompt == 1 and against and set().union(*others) - against:
+        message = "policies share their random numbers, so a win rate needs at least 2 samples a prompt"
+        yield (*path, "budget", "samples_per_prompt"), message
+
+
+def _is_random(graph: Graph, policy: str) -> bool:
+    return not isinstance(graph.nodes[policy].entry, DecodeGreedy)
 
 
 def _cycles(graph: Graph) -> Iterator[tuple[Path, list[str]]]:

@@ -187,6 +187,10 @@ class _Reader:
             if key in result:
                 first = self.positions[here, "key"]
                 self.problem(event, here, f"the key `{key}` again; it stands at line {first.line} already")
+            elif key == "<<" and not event.style:
+                self.problem(
+                    event, path, "`<<` merges in YAML 1.1 only; write the fields out, or inherit by `extends:`"
+                )
             else:
                 self.positions[here, "key"] = self.mark(event)
             result[key] = self.value(next(events), events, here)

@@ -164,7 +164,7 @@ def _child(sender: Connection, request: Request) -> None:
     os.dup2(output, 2)
     if request.devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = request.devices
-    sys.path[:0] = [p for p in request.python_path if p not in sys.path]
+    sys.path[:] = dict.fromkeys((*request.python_path, *sys.path))
     lock = threading.Lock()
 
     def send(event: Event) -> None:

@@ -78,7 +78,7 @@ def named(artifact: Artifact) -> Evaluation:
 
 
 def generations(artifact: Artifact, policies: Sequence[str], rewards: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The generation table: prompt, policy, response, and each reward."""
+    """The generation table: prompt, policy, response, and each reward as `reward.<name>`."""
     assert artifact.folder is not None
     for row in read_lines(artifact.folder / GENERATIONS):
         yield {
@@ -88,5 +88,5 @@ def generations(artifact: Artifact, policies: Sequence[str], rewards: Sequence[s
             "response": row["response"],
             "tokens": row["tokens"],
             "finished": row["finished"],
-            **dict(zip(rewards, row["rewards"], strict=True)),
+            **{f"reward.{name}": value for name, value in zip(rewards, row["rewards"], strict=True)},
         }

@@ -69,6 +69,7 @@ def label_responses(job: Job) -> Result:
                 "prompt": row["prompt"],
                 "chosen": some[best],
                 "rejected": some[worst],
+                "chosen_finished": row["responses"][best]["finished"],
                 "reward_chosen": values[best],
                 "reward_rejected": values[worst],
             }

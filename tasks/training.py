@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,38 +11,56 @@ import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from registry.dialogue_text import encode_dialogue
-from registry.reward_models import unused_id
-from registry.rows import Pair
+from registry.dialogue_text import Message, encode_answer, encode_prompt
+from registry.reward_models import reads, unused_id
+from registry.rows import percent
 from specs.base import fraction
 from specs.problems import UserError
 from specs.training import Training
 from tasks.inputs import TRAINING, write_lines
 from tasks.job import Job, Log
 
+Answers = Sequence[tuple[Sequence[Message], str, bool]]
+"""The answers of one row that are learnt together: prompt, text, and whether it is finished (an unfinished one is
+given no end)."""
 
-def tokenised(
-    tokenizer: Any, pairs: Sequence[Pair], sides: Sequence[str], entry: Training, where: str, limit: str
-) -> tuple[list[list[tuple[list[int], list[int]]]], int]:
-    """Each pair as `(prompt tokens, answer tokens)` for each of its `sides`, and how many pairs were
-    dropped as too long. More than the share `limit` of them is a `UserError`."""
-    kept, dropped = [], 0
-    for pair in pairs:
-        encoded = [encode_dialogue(tokenizer, pair.prompt, getattr(pair, side)) for side in sides]
-        longest = max(len(p) + len(a) for p, a in encoded)
-        if longest > entry.max_length and entry.too_long == "drop":
-            dropped += 1
-            continue
-        kept.append([_cut(p, a, entry.max_length) for p, a in encoded])
-    if dropped > fraction(limit) * len(pairs):
-        share = 100 * dropped / len(pairs)
+
+Tokenised = list[tuple[list[int], list[int]]]
+"""`(prompt tokens, answer tokens)` of each answer of a row."""
+
+
+def training_rows(job: Job, model: Any, tokenizer: Any, rows: Sequence[Answers]) -> tuple[list[Tokenised], int]:
+    """What the stage trains on, and how many rows were dropped as too long. A `UserError` if they are more than the
+    data's `max_dropped`; what a stage made has no such setting, and 1 % may go."""
+    data = job.one("data")
+    longest = reads(model, tokenizer, job.entry.max_length)
+    kept = tokenised(tokenizer, rows, longest, job.entry.too_long)
+    dropped = len(rows) - len(kept)
+    limit = getattr(data.entry, "max_dropped", None)
+    if dropped > fraction(limit or "1%") * len(rows):
+        limited = longest < job.entry.max_length
+        remedies = [
+            *([] if limited else ["raise `max_length`"]),
+            "set `too_long: truncate_left`",
+            *(["raise `max_dropped`"] if limit else []),
+        ]
         raise UserError(
-            f"{where}: {dropped} of {len(pairs)} pairs ({share:.1f} %) are longer than {entry.max_length} tokens, "
-            f"more than max_dropped {limit}; raise `max_length`, or set `too_long: truncate_left`, or raise `max_dropped`"
+            f"{data.name}: {dropped} of {len(rows)} pairs ({percent(dropped, len(rows))}) are longer than {longest} tokens"
+            f"{', all that the model reads' if limited else ''}; {limit or '1%'} may be dropped; {' or '.join(remedies)}"
         )
     if not kept:
-        raise UserError(f"{where}: no pair is left to train on")
+        raise UserError(f"{data.name}: no pair is left to train on")
     return kept, dropped
+
+
+def tokenised(tokenizer: Any, rows: Sequence[Answers], longest: int, too_long: str) -> list[Tokenised]:
+    """The rows as tokens, those with an answer that is too long left out or cut."""
+    kept = []
+    for row in rows:
+        encoded = [(encode_prompt(tokenizer, p), encode_answer(tokenizer, p, a, finished=end)) for p, a, end in row]
+        if too_long == "truncate_left" or max(len(p) + len(a) for p, a in encoded) <= longest:
+            kept.append([_cut(p, a, longest) for p, a in encoded])
+    return kept
 
 
 def _cut(prompt: list[int], answer: list[int], longest: int) -> tuple[list[int], list[int]]:
@@ -49,11 +68,6 @@ def _cut(prompt: list[int], answer: list[int], longest: int) -> tuple[list[int],
     answer = answer[-longest:]
     room = longest - len(answer)
     return (prompt[-room:] if room else []), answer
-
-
-def allowed_dropped(job: Job) -> str:
-    """The share of rows of the stage's data that may be dropped; what a stage made has no such setting."""
-    return str(getattr(job.one("data").entry, "max_dropped", "1%"))
 
 
 def pad_apart(tokenizer: Any, model: Any, rows: Sequence[Sequence[int]]) -> None:
@@ -80,13 +94,13 @@ def arguments(job: Job, scratch: Path, rows: int, precision: str) -> dict[str, A
     bf16 the forward pass runs under autocast, which on a processor is three times faster than adapters in fp32."""
     entry = job.entry
     micro = _micro_batch(entry.batch_size, job.execution.micro_batch)
-    steps = max(1, round(entry.epochs * rows / entry.batch_size))
+    steps = math.ceil(entry.epochs * math.ceil(rows / entry.batch_size))
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(scratch),
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": entry.batch_size // micro,
-        "max_steps": steps,
+        "num_train_epochs": entry.epochs,
         "learning_rate": entry.learning_rate,
         "lr_scheduler_type": "linear",
         "warmup_steps": entry.warmup_steps,
@@ -109,7 +123,7 @@ def arguments(job: Job, scratch: Path, rows: int, precision: str) -> dict[str, A
 
 
 def _micro_batch(batch: int, wanted: int) -> int:
-    """The largest divisor of the batch that is at most `wanted`: accumulation changes nothing but rounding."""
+    """The largest divisor of the batch that is at most `wanted`."""
     return max(d for d in range(1, min(batch, wanted) + 1) if batch % d == 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class View:
     nodes: dict[str, Step]
     facts: dict[str, Fact]
     planned: dict[str, Planned]
+    _artifacts: dict[str, Artifact] = field(default_factory=dict, repr=False, kw_only=True)
 
     @classmethod
     def of(cls, study: Study, home: Path, folder: Path, *, offline: bool, forced: frozenset[str] = frozenset()) -> View:
@@ -91,6 +92,10 @@ class View:
             if name in needed and is_packaged(step.node.entry) and self.stored(name) is None
         ]
 
+    def check_leaves(self, name: str) -> None:
+        """Raises `UserError` if a file that the stage's fingerprint covers has changed since the plan was made."""
+        leaf_facts.check_unchanged(self.study, self.facts, self._below(name), self.home, self.folder)
+
     def _below(self, name: str) -> set[str]:
         seen: set[str] = set()
         stack = [name]
@@ -102,8 +107,13 @@ class View:
         return seen
 
     def artifact(self, name: str) -> Artifact:
-        """A node as what the stages that refer to it are given."""
-        step = self.nodes[name]
+        """A node as what the stages that refer to it are given. Two ways to one node meet in one artifact."""
+        if name not in self._artifacts:
+            self._artifacts[name] = self._made(self.nodes[name])
+        return self._artifacts[name]
+
+    def _made(self, step: Step) -> Artifact:
+        name = step.name
         by_slot: dict[str, list[Artifact]] = {}
         for slot, child in step.inputs:
             by_slot.setdefault(slot, []).append(self.artifact(child))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tasks.view import View
 BODIES = {
     "sft": "tasks.train_sft:train_sft",
     "reward_model": "tasks.train_reward_model:train_reward_model",
+    "sample": "tasks.generate:sample_responses",
+    "label": "tasks.generate:label_responses",
     "evaluate": "tasks.evaluate:evaluate",
 }
 
@@ -53,6 +56,8 @@ def study(folder: Path, stages: str, head: str = "seed: 3") -> View:
     """A study as the flow sees it; `./` in its text is `folder`."""
     torch.set_num_threads(1)  # tiny models are slower on more
     gc.freeze()  # bodies collect garbage between models; what is imported need not be looked through each time
+    # Python rewards lie beside their study, and those of other tests are not to be found.
+    sys.path[:] = [str(folder), *(p for p in sys.path if not Path(p, "study.yaml").exists())]
     path = folder / "study.yaml"
     path.write_text(f"version: 1\nname: small\n{head}\n{stages}".replace("./", f"{folder}/"))
     return View.of(load(path).study, folder / "home", folder, offline=True)

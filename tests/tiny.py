@@ -57,13 +57,13 @@ def language_model(
     return folder
 
 
-def classifier(folder: Path, *, labels: int = 1, seed: int = 0) -> Path:
+def classifier(folder: Path, *, labels: int = 1, seed: int = 0, **changes: Any) -> Path:
     """Writes a sequence classifier with its tokenizer."""
     import torch
     from transformers import LlamaForSequenceClassification
 
     torch.manual_seed(seed)
-    LlamaForSequenceClassification(config(num_labels=labels)).save_pretrained(folder)
+    LlamaForSequenceClassification(config(num_labels=labels, **changes)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

@@ -24,18 +24,22 @@ class Interval(NamedTuple):
 
 
 def win_rates(ours: Array, theirs: Array) -> Array:
-    """Per prompt, the probability that one of our samples scores above one of theirs, ties counting one
-    half: the U-statistic over all pairs.
+    """Per prompt, the probability that a sample of ours scores above an independent one of theirs, ties counting one
+    half: the U-statistic over the pairs of sample s and sample t with s different from t.
+
+    Samples of one number share their random numbers (best-of-N even looks at the very sample it is compared with), so
+    such a pair is not one of independent samples. With one sample a side there is no other pair: then one of the
+    policies must be without randomness, or the result is biased.
 
     Args:
-        ours: rewards [prompts, samples].
-        theirs: rewards [prompts, other samples].
+        ours, theirs: rewards [prompts, samples].
     Returns:
-        [prompts], each in [0, 1]. A policy against itself averages to 1/2 exactly.
+        [prompts], each in [0, 1]; 1/2 for a policy against itself.
     """
-    above = ours[:, :, None] > theirs[:, None, :]
-    equal = ours[:, :, None] == theirs[:, None, :]
-    return np.asarray((above + 0.5 * equal).mean(axis=(1, 2)), dtype=np.float64)
+    above = (ours[:, :, None] > theirs[:, None, :]) + 0.5 * (ours[:, :, None] == theirs[:, None, :])
+    samples = ours.shape[1]
+    counted = ~np.eye(samples, dtype=bool) if samples > 1 else np.ones((1, 1), dtype=bool)
+    return np.asarray(above[:, counted].mean(axis=1), dtype=np.float64)
 
 
 def interval(values: Array, *, confidence: float, resamples: int, seed: int) -> Interval:

@@ -11,7 +11,7 @@ def pairs_by_reward(
     """Indices `(chosen, rejected)`: best against worst, second best against second worst, and so on.
 
     Each response is in one pair at most; of equal rewards the first sampled counts as better. A pair whose rewards do not
-    differ by more than `min_gap`, or whose texts are the same, ends the list: those after it are closer still.
+    differ by more than `min_gap` ends the list, for those after it are closer still; one whose texts are the same is left out.
     """
     order = sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))
     pairs: list[tuple[int, int]] = []

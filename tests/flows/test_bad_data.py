@@ -59,7 +59,7 @@ def parquet(path: Path) -> bytes:
         (
             "rows.jsonl",
             lambda p: with_line(50, b'{"prompt": "cut o').replace(b"number 7", b"").replace(b'"Tell me of "', b"3"),
-            "2 of 100 rows (2.0 %) cannot be used, more than max_dropped 1%: `prompt` is neither text nor messages: 1 "
+            "2 of 100 rows (2 %) cannot be used, more than max_dropped 1%: `prompt` is neither text nor messages: 1 "
             "(row 8), not JSON: 1 (row 50); mend the file or raise max_dropped",
         ),
         (
@@ -124,6 +124,15 @@ def test_one_bad_line_of_a_hundred_is_dropped_and_two_parts_of_the_rest_may_be_t
     status, _, err = told(capsys, "check", "s.yaml")
     assert status == 2
     assert err[0].endswith("more than max_dropped 0.9%: not JSON: 1 (row 50); mend the file or raise max_dropped")
+
+
+def test_the_home_of_somebody_unknown_holds_no_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "s.yaml").write_text(STUDY.replace("./rows.jsonl", "~no-such-person/rows.jsonl"))
+    status, _, (line, _) = told(capsys, "check", "s.yaml")
+    assert (status, line) == (
+        2,
+        f"s.yaml:4:18  data.rows.source  there is no file `{folder}/~no-such-person/rows.jsonl`",
+    )
 
 
 def test_data_that_no_stage_needs_any_more_are_not_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

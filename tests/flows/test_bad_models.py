@@ -98,6 +98,10 @@ SHARDS = json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-00002-
             lambda m: edit(m / "config.json", auto_map={"AutoModelForCausalLM": "evil.Model"}),
             "the model brings its own Python code (`auto_map`); code from a model folder is never run",
         ),
+        (
+            lambda m: (m / "adapter_config.json").write_text("{}"),
+            "it holds an adapter, which would be laid on whatever model its settings name; merge and save the whole",
+        ),
         (lambda m: (m / "config.json").unlink(), "{model} holds no `config.json`"),
         (lambda m: cut(m / "config.json", 9), "{model}/config.json is not JSON with settings; fetch or save it again"),
         (
@@ -127,7 +131,7 @@ SHARDS = json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-00002-
     ],
     ids=[
         "missing folder", "cut off", "cut in its header", "garbled header", "pickled only", "a classifier",
-        "no padding token", "no chat template", "auto_map", "no config", "config not JSON", "config a list",
+        "no padding token", "no chat template", "auto_map", "an adapter", "no config", "config not JSON", "config a list",
         "no architecture", "tokenizer settings not JSON", "no tokenizer", "missing shard", "index not JSON",
     ],
 )  # fmt: skip
@@ -141,6 +145,18 @@ def test_a_folder_that_is_no_language_model_is_told_at_the_field_that_names_it(
     for verb in ("check", "run"):
         assert told(capsys, verb, "s.yaml") == (2, [], [line, "1 error; nothing was run."])
     assert stored(folder / "home") == []
+
+
+def test_a_name_that_no_folder_can_have_is_told_as_one_that_is_not_there(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "m" * 300
+    (folder / "s.yaml").write_text(STUDY.replace("./model", f"./{long}"))
+    status, _, (line, _) = told(capsys, "check", "s.yaml")
+    assert (status, line) == (
+        2,
+        f"s.yaml:4:18  models.base.source  no such folder: {folder}/{long}; a hub id also needs `revision:` (its commit hash)",
+    )
 
 
 def test_a_language_model_is_no_classifier(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

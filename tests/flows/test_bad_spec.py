@@ -78,6 +78,23 @@ def test_the_study_itself_is_fine(folder: Path, capsys: pytest.CaptureFixture[st
         ("small", "sm\x07all", "s.yaml:2:9  the character #x0007; YAML allows none like it"),
         ("small", "'${env:NOT_SET_ANYWHERE}'", "s.yaml:2:7  name  a name is a letter followed by letters, digits, `-` and "
          "`_`, not `${env:NOT_SET_ANYWHERE}`"),
+        ("version: 1", 'version: "1"', "s.yaml:1:10  version  takes the number 1, not text; leave the quotes out"),
+        (
+            "{kind: length}",
+            "&a {kind: length}\n  more: {<<: *a}",
+            "s.yaml:9:10  rewards.more  `<<` merges in YAML 1.1 only; write the fields out, or inherit by `extends:`",
+        ),
+        (
+            "stages:",
+            "schedule: {cron: '0 2 * * *', timezone: America}\nstages:",
+            "s.yaml:9:41  schedule.timezone  `America` is not in the time zone database",
+        ),
+        ("version: 1", "version: 1\nextends: " + "m" * 300, "s.yaml:2:10  extends  no such file: {folder}/" + "m" * 300),
+        ("  pairs:", '  "pairs\\n":', "s.yaml:11:3  stages.pairs\\n  a name is a letter followed by letters, digits, `-` and `_`"),
+        ("  pairs:", "  'pairs[a=../b]':", "s.yaml:11:3  stages.pairs[a=../b]  brackets name the members of a `sweep:`; write "
+         "the sweep, or a name without them"),
+        ("samples: 4", "sweep: {samples: [../b]}", "s.yaml:10:76  stages.rolls.sweep.samples  each value is a number, a name "
+         "or true/false"),
         (
             "./prompts.jsonl",
             "'${env:NOT_SET_ANYWHERE}/prompts.jsonl'",
@@ -91,14 +108,16 @@ def test_the_study_itself_is_fine(folder: Path, capsys: pytest.CaptureFixture[st
     ],
     ids=[
         "misspelt key", "wrong type", "unknown reference", "wrong artifact type", "duplicate key", "tab", "tag",
-        "second document", "not closed", "control character", "variable in a name", "variable in a path",
+        "second document", "not closed", "control character", "variable in a name", "number in quotes", "merge key",
+        "time zone", "a parent no file can be", "line break in a name",
+        "brackets in a name", "path in a sweep", "variable in a path",
         "variable in an address",
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_at_its_place(
     folder: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, line: str
 ) -> None:
-    assert mistakes(folder, capsys, STUDY.replace(old, new, 1)) == [line]
+    assert mistakes(folder, capsys, STUDY.replace(old, new, 1)) == [line.replace("{folder}", str(folder))]
 
 
 @pytest.mark.parametrize(
@@ -155,4 +174,16 @@ def test_forcing_a_stage_that_is_not_there_is_told(folder: Path, capsys: pytest.
     (folder / "s.yaml").write_text(STUDY)
     status, out, err = told(capsys, "run", "s.yaml", "--force", "rols")
     assert (status, out) == (2, [])
-    assert err == ["s.yaml:10:3  stages  `--force rols`: there is no such stage", "1 error; nothing was run."]
+    assert err == ["--force rols  there is no such stage; did you mean `rolls`?", "1 error; nothing was run."]
+    assert told(capsys, "plan", "s.yaml", "--force", "rols") == (2, [], err)
+
+
+def test_forcing_a_sweep_forces_its_members(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "s.yaml").write_text(
+        STUDY.replace("samples: 4", "sweep: {samples: [2, 4]}")
+        .replace("reward: gold", "reward: gold, min_gap: 1")
+        .replace("responses: rolls", "responses: 'rolls[samples=2]'")
+    )
+    status, out, _ = told(capsys, "plan", "s.yaml", "--force", "rolls")
+    assert status == 0
+    assert [line.split()[-1] for line in out if " rolls[" in line] == ["forced", "forced"]

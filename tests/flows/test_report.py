@@ -75,6 +75,22 @@ def study(tmp_path: Path, home: Path) -> View:
     return made
 
 
+def test_a_report_is_drawn_again_only_when_what_it_shows_was_built_again(
+    study: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_report(study)
+    assert path is not None
+    path.write_text(path.read_text() + "<!-- left alone -->")
+    write_report(study)
+    assert "left alone" in path.read_text()
+    # A forced stage has the same fingerprint, and other numbers.
+    monkeypatch.setitem(handmade.PROVENANCE, "finished", "2026-11-22T00:00:00+00:00")
+    evaluated(study, sft=0.25)
+    write_report(study)
+    assert "left alone" not in path.read_text()
+    assert "0.250" in path.read_text()
+
+
 class Page(HTMLParser):
     """A page as a browser takes it: the tags, the cells of every table, the text."""
 

@@ -11,9 +11,22 @@ from registry.methods.comparison import accuracy, interval, win_rates
 from registry.methods.preferences import pairs_by_reward
 
 
-def test_win_rate_counts_ties_one_half_over_all_pairs() -> None:
-    # Pairs of (1, 2) with (1, 0): 1=1 half, 1>0, 2>1, 2>0: 3.5 of 4.
-    assert win_rates(np.array([[1.0, 2.0]]), np.array([[1.0, 0.0]])).tolist() == [0.875]
+def test_win_rate_counts_ties_one_half_over_all_pairs_of_different_samples() -> None:
+    # (1, 2, 0) with (1, 0, 1): 1>0, 1=1 half, 2>1, 2>1, 0<1, 0=0 half: 4 of 6.
+    assert win_rates(np.array([[1.0, 2.0, 0.0]]), np.array([[1.0, 0.0, 1.0]])).tolist() == [4 / 6]
+
+
+def test_with_one_sample_a_side_there_is_one_pair() -> None:
+    assert win_rates(np.array([[1.0], [0.0], [2.0]]), np.array([[0.0], [0.0], [3.0]])).tolist() == [1, 0.5, 0]
+
+
+@pytest.mark.parametrize("samples", [2, 3, 8])
+def test_best_of_n_beats_its_base_n_times_in_n_plus_1_though_they_share_their_draws(samples: int) -> None:
+    # Of n + 1 independent draws each is the highest equally often. Best-of-n's own draw must not be its opponent.
+    n, prompts = 4, 20_000
+    draws = np.random.default_rng(samples).random((prompts, n, samples))
+    found = win_rates(draws.max(axis=1), draws[:, 0])
+    assert found.mean() == pytest.approx(n / (n + 1), abs=4 * found.std() / prompts**0.5)
 
 
 @given(st.lists(st.lists(st.integers(-3, 3), min_size=4, max_size=4), min_size=1, max_size=8))
@@ -22,7 +35,7 @@ def test_a_policy_against_itself_is_one_half_exactly(rows) -> None:
     assert (win_rates(rewards, rewards) == 0.5).all()
 
 
-@given(st.lists(st.integers(-3, 3), min_size=3, max_size=3), st.lists(st.integers(-3, 3), min_size=5, max_size=5))
+@given(st.lists(st.integers(-3, 3), min_size=5, max_size=5), st.lists(st.integers(-3, 3), min_size=5, max_size=5))
 def test_two_policies_share_one_win_between_them(ours, theirs) -> None:
     a, b = np.array([ours], dtype=float), np.array([theirs], dtype=float)
     assert win_rates(a, b)[0] + win_rates(b, a)[0] == pytest.approx(1)

@@ -90,7 +90,7 @@ def test_a_bad_line_is_a_dropped_row_under_its_line_number(tmp_path: Path) -> No
 def test_the_limit_on_rows_counts_what_is_read_not_what_is_kept(tmp_path: Path) -> None:
     rows = [{"prompt": ""}, {"prompt": "a"}, {"prompt": "b"}]
     limited = read(pairs(write(tmp_path / "a.jsonl", rows), format="prompt", rows=2, max_dropped="50%"))
-    assert [row.text for row in limited.rows] == ["a"]
+    assert [row.messages[0]["content"] for row in limited.rows] == ["a"]
     assert limited.read == 2
 
 

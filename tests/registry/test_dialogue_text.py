@@ -74,6 +74,15 @@ def test_prompt_and_answer_together_are_the_templates_rendering(
 
 
 @pytest.mark.parametrize("template", [tiny.CHAT, CHATML, "hh", "text"])
+def test_an_unfinished_answer_has_the_same_tokens_but_no_end(template: str) -> None:
+    tokenizer = made(template)
+    finished, unfinished = (encode_answer(tokenizer, [USER], "Fine.", finished=f) for f in (True, False))
+    assert finished[: len(unfinished)] == unfinished
+    assert tokenizer.decode(unfinished).strip() == "Fine."
+    assert encode_answer(tokenizer, [USER], "", finished=False) == encode_answer(tokenizer, [USER], "")[:0]
+
+
+@pytest.mark.parametrize("template", [tiny.CHAT, CHATML, "hh", "text"])
 def test_an_answers_tokens_end_with_the_end_of_the_turn_once(template: str) -> None:
     tokenizer = made(template)
     after = encode_answer(tokenizer, [USER], "Fine.")

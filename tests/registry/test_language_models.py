@@ -24,6 +24,7 @@ from registry.language_models import (
     own_precision,
     root,
 )
+from registry.models import fact
 from specs.models import Model
 from specs.problems import UserError
 from specs.training import SFT
@@ -163,6 +164,30 @@ def test_weights_that_do_not_fit_the_configuration_are_named(
     with pytest.raises(UserError, match=r"^base: its weights do not fit .*such as `model\.norm\.weight`") as caught:
         load_language_model(model(copy))
     assert "\n" not in str(caught.value)
+
+
+def test_no_pickle_is_read_whatever_lies_there(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    load_language_model(model(copy))
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"^base: cannot be loaded .*safetensors"):
+        load_language_model(model(copy))
+
+
+def test_an_adapter_in_the_folder_does_not_bring_another_model_in(folder: Path, tmp_path: Path) -> None:
+    copy, other = shutil.copytree(folder, tmp_path / "copy"), tiny.language_model(tmp_path / "other", seed=9)
+    adapter(AutoModelForCausalLM.from_pretrained(other), tmp_path, seed=1)
+    shutil.copytree(tmp_path / ADAPTER, copy, dirs_exist_ok=True)
+    with pytest.raises(UserError, match="holds an adapter"):
+        load_language_model(model(copy))
+
+
+def test_a_folder_called_as_a_hub_model_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.language_model(tmp_path / "org" / "model")
+    monkeypatch.chdir(tmp_path)
+    found = fact(Model(source="org/model", revision="0" * 40), tmp_path, gpus=0, offline=False)
+    assert found.problem is not None and "`org/model` is also a folder here" in found.problem
 
 
 def test_code_that_a_model_brings_is_not_run(folder: Path, tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import tiny
 
 from registry.artifacts import Artifact
-from registry.rewards import python_fact, scorer
+from registry.python_source import python_fact
+from registry.rewards import scorer
 from specs.base import Entry
+from specs.plan import Fact
 from specs.problems import UserError
 from specs.rewards import Classifier, Length, Lexicon, PythonReward, Weighted
 
@@ -59,6 +62,13 @@ def test_a_weighted_reward_is_the_weighted_sum() -> None:
     assert score(mixed, *texts) == pytest.approx(expected)
 
 
+def test_a_weighted_reward_counts_a_reward_under_two_names_once_with_the_sum_of_its_weights() -> None:
+    length = artifact(Length(kind="length"), "length")
+    entry = Weighted(kind="weighted", of={"length": 0.25, "twin": 0.5})
+    mixed = artifact(entry, "mix", payload={"spec": {"of": {"length": 0.75}}}, inputs={"of": (length, length)})
+    assert score(mixed, "one two three four") == [3.0]
+
+
 def test_a_python_reward_is_called_with_lists_of_prompts_and_responses(python_reward) -> None:
     reward = python_reward("return [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]", "good_reward")
     assert score(reward, "ab", "") == [13, 11]
@@ -91,6 +101,78 @@ def test_a_python_reward_is_found_but_not_run_before_the_study_runs(tmp_path: Pa
     assert "no module `no_such_reward`" in str(
         python_fact(PythonReward(kind="python", target="no_such_reward:f"), tmp_path).problem
     )
+
+
+def written(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def source(folder: Path, target: str = "mine:score") -> Fact:
+    found = python_fact(PythonReward(kind="python", target=target), folder)
+    assert found.problem is None, found.problem
+    return found
+
+
+SCORE = "def score(p, r): ...\n"
+IMPORTS = {
+    "mine.py": "from words import good\nfrom pack import inner\n" + SCORE,
+    "words.py": "import more_words\ngood = 1\n",
+    "more_words.py": "x = 1\n",
+    "pack/__init__.py": "",
+    "pack/inner.py": "from . import deep\nfrom .deeper import z\n",
+    "pack/deep.py": "y = 1\n",
+    "pack/deeper.py": "z = 1\n",
+}
+
+
+def test_the_identity_of_a_python_reward_is_the_source_of_all_that_it_imports_from_beside_the_spec(
+    tmp_path: Path,
+) -> None:
+    before = source(written(tmp_path, IMPORTS)).identity
+    assert source(written(tmp_path, {"unrelated.py": "", "pack/unrelated.py": ""})).identity == before
+    for name, text in IMPORTS.items():
+        assert source(written(tmp_path, {name: text + "# changed\n"})).identity != before, name
+        assert source(written(tmp_path, {name: text})).identity == before
+
+
+def test_a_module_is_looked_for_beside_its_own_spec(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", {"mine.py": SCORE})
+    other = written(tmp_path / "other", {"mine.py": SCORE + "# another\n"})
+    first = source(one).identity
+    assert source(other).identity != first
+    assert source(one).identity == first
+    assert not {str(one), str(other)} & set(sys.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "whose"), [("tasks", "an installed package"), ("random", "Python itself"), ("trl", "an installed package")]
+)
+def test_a_module_that_is_called_as_another_one_is_refused(tmp_path: Path, name: str, whose: str) -> None:
+    folder = written(tmp_path, {f"{name}.py": SCORE})
+    found = python_fact(PythonReward(kind="python", target=f"{name}:score"), folder)
+    assert found.problem == f"`{name}` is also the name of a module of {whose}; call yours something else"
+
+
+def test_a_package_that_fails_when_it_is_imported_is_told_when_it_is_used(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    written(tmp_path, {"failing_package/__init__.py": "nothing\n", "failing_package/inner.py": SCORE})
+    source(tmp_path, "failing_package.inner:score")  # found without running anything
+    reward = artifact(PythonReward(kind="python", target="failing_package.inner:score"), "mine")
+    with pytest.raises(
+        UserError, match=r"cannot be imported: NameError: name 'nothing' is not defined \(__init__.py:1\)"
+    ):
+        score(reward, "a")
+
+
+def test_a_classifier_reads_the_end_of_a_dialogue_longer_than_its_positions(tmp_path: Path) -> None:
+    folder = tiny.classifier(tmp_path / "c", max_position_embeddings=40)
+    reward = artifact(Classifier(kind="classifier", source=str(folder), precision="fp32"))
+    # 39 letters and the end of the turn are all it has positions for.
+    long, cut = score(reward, "a" * 200 + "b" * 39, "z" * 30 + "b" * 39)
+    assert long == cut
 
 
 def test_a_classifier_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:

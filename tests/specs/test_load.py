@@ -137,6 +137,29 @@ def test_expectations_name_policies_and_metrics_of_their_stage(write) -> None:
     assert any("expect.rm  `rm` is a reward" in line for line in found)
 
 
+def test_a_win_rate_of_policies_that_share_their_draws_needs_two_samples(write) -> None:
+    single = GOOD.replace("rewards: [rm, gold]", "rewards: [rm, gold], budget: {samples_per_prompt: 1}")
+    assert mistakes(write(single)) == [
+        "14:136  stages.table.budget.samples_per_prompt  policies share their random numbers, so a win rate needs at "
+        "least 2 samples a prompt"
+    ]
+    greedy = single.replace("method: best_of_n, from: base, reward: rm, n: 4", "method: greedy, from: base")
+    load(write(greedy))
+    load(write(single.replace("policies: [base, bon]", "policies: [base]")))
+
+
+def test_a_mistake_in_a_sweep_hides_no_other_and_none_is_said_of_what_refers_to_it(write) -> None:
+    text = GOOD.replace("n: 4}", "sweep: {n: 4}}").replace("samples: 4", "smaples: 4")
+    first, second = mistakes(write(text))
+    assert "stages.rolls.smaples" in first
+    assert second.endswith("stages.bon.sweep.n  a list of values")
+
+
+def test_what_is_wrong_in_itself_is_still_suggested(write) -> None:
+    text = GOOD.replace("samples: 4", "smaples: 4").replace("responses: rolls", "responses: rols")
+    assert mistakes(write(text))[1].endswith("`rols` is not defined; did you mean `rolls`?")
+
+
 def test_a_sweep_becomes_one_stage_for_each_combination(write) -> None:
     study = load(write(GOOD.replace("n: 4}", "sweep: {n: [2, 4], temperature: [0.5, 1.0]}}"))).study
     members = [n for n in study.stages if n.startswith("bon")]
@@ -169,7 +192,7 @@ def test_a_mistake_in_what_sweep_members_share_is_told_once(write) -> None:
         ("[1]", "names fields and their values"),
         ("{n: 4}", "a list of values"),
         ("{n: []}", "a list of values"),
-        ("{n: [[1]]}", "each value is a number, a word or true/false"),
+        ("{n: [[1]]}", "each value is a number, a name or true/false"),
         ("{n: [2, 2]}", "the same value twice"),
         ("{n: [2], reward: [gold]}", "`reward` is set on the stage as well; keep one"),
     ],

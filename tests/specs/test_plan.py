@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specs.load import load
+from specs.data import Data
+from specs.load import load, models_of
+from specs.models import Model
 from specs.plan import Fact, canonical, changes, plan, steps
-from specs.study import Study
+from specs.rewards import Reward
+from specs.study import AnyStage, Study
 
 BASE = {
     "version": 1,
@@ -19,7 +22,10 @@ BASE = {
     "seed": 3,
     "models": {"base": {"source": "m"}},
     "data": {"p": {"source": "./p.jsonl", "format": "prompt", "split": {"train": 8, "eval": 4}}},
-    "rewards": {"gold": {"kind": "lexicon"}, "mix": {"kind": "weighted", "of": {"gold": 0.7, "rm": 0.3}}},
+    "rewards": {
+        "gold": {"kind": "lexicon"}, "judge": {"kind": "length", "use": "evaluation"},
+        "mix": {"kind": "weighted", "of": {"gold": 0.7, "rm": 0.3}},
+    },
     "stages": {
         "rolls": {"do": "sample", "from": "base", "prompts": "p.train", "samples": 4},
         "pairs": {"do": "label", "responses": "rolls", "reward": "gold"},
@@ -70,7 +76,7 @@ RUNTIME = [
     ("schedule", {"cron": "0 2 * * *"}),
     ("name", "other"),
     ("data/p/max_dropped", "5%"),
-    ("rewards/gold/use", "any"),
+    ("rewards/judge/use", "any"),
     ("stages/table/expect", {"bon": {"length": "> 1"}}),
 ]
 IDENTITY = [
@@ -100,16 +106,43 @@ def test_an_identity_field_moves_its_stage_and_all_below_and_nothing_else(path, 
     assert moved((path, value)) == expected
 
 
-def test_every_field_of_every_stage_is_in_one_of_the_two_lists_or_a_reference() -> None:
+TRAINING = {
+    "from", "data", "lora", "learning_rate", "warmup_steps", "weight_decay", "epochs", "batch_size", "max_length", "too_long",
+    "seed",
+}  # fmt: skip
+HASHED = {
+    "sft": TRAINING,
+    "rm": TRAINING | {"test", "beta", "center"},
+    "rolls": {"from", "prompts", "samples", "max_new_tokens", "seed"},
+    "pairs": {"responses", "reward", "pairs_per_prompt", "min_gap"},
+    "plain": {"method", "from", "temperature", "top_k", "top_p"},
+    "greedy": {"method", "from"},
+    "bon": {"method", "from", "temperature", "top_k", "top_p", "reward", "n"},
+    "table": {"policies", "against", "prompts", "rewards", "budget", "resamples", "confidence", "seed"},
+    "base": {"revision", "template", "pad_token", "via", "precision"},
+    "p.train": {"revision", "subset", "hub_split", "format", "columns", "rows", "split"},
+    "gold": set(),
+    "judge": {"per_word"},
+    "mix": {"of"},
+    "classes": {"source", "revision", "label", "precision", "max_length"},
+    "mine": {"target"},
+}
+
+
+def test_the_fields_that_bear_identity_are_these_and_no_others() -> None:
     """A new field that bears identity by accident, or fails to, is caught by adding it here knowingly."""
-    payload = {n: set(s.payload["spec"]) for n, s in steps(study(), FACTS).items()}
-    assert payload["table"] == {
-        "policies", "against", "prompts", "rewards", "budget", "resamples", "confidence", "seed",
-    }  # fmt: skip
-    assert payload["rm"] == {
-        "from", "data", "test", "beta", "center", "lora", "learning_rate", "warmup_steps", "weight_decay", "epochs",
-        "batch_size", "max_length", "too_long", "seed",
-    }  # fmt: skip
+    whole = study(
+        ("stages/sft", {"do": "sft", "from": "base", "data": "pairs"}),
+        ("stages/plain", {"do": "decode", "method": "sample", "from": "base"}),
+        ("stages/greedy", {"do": "decode", "method": "greedy", "from": "base"}),
+        ("rewards/classes", {"kind": "classifier", "source": "./c"}),
+        ("rewards/mine", {"kind": "python", "target": "a:b"}),
+    )
+    found = {name: set(step.payload["spec"]) for name, step in steps(whole, FACTS).items()}
+    assert found.pop("p.eval") == found["p.train"]
+    assert found == HASHED
+    kinds = {type(step.node.entry) for step in steps(whole, FACTS).values()}
+    assert kinds == set(models_of(AnyStage)) | set(models_of(Reward)) | {Model, Data}
 
 
 def test_names_bear_no_identity() -> None:
@@ -117,6 +150,12 @@ def test_names_bear_no_identity() -> None:
     renamed = {n: s.fingerprint for n, s in steps(Study.model_validate(tree), FACTS).items()}
     assert renamed["table"] == prints()["table"]
     assert renamed["other"] == prints()["bon"]
+
+
+def test_rewards_that_are_one_under_two_names_add_their_weights() -> None:
+    twice = ("rewards/mix/of", {"gold": 0.5, "twin": 0.2, "rm": 0.3}), ("rewards/twin", {"kind": "lexicon"})
+    assert prints(*twice)["mix"] == prints()["mix"]
+    assert prints(*twice)["table"] == prints()["table"]
 
 
 def test_a_leaf_digest_moves_what_reads_it() -> None:

@@ -146,7 +146,8 @@ def test_every_figure_can_be_had_again_from_the_generation_table(evaluate: Evalu
         assert found["reward"]["estimate"] == pytest.approx(ours.mean())
         assert found["difference"]["estimate"] == pytest.approx(ours.mean() - theirs.mean())
         wins = [
-            fmean((a > b) + (a == b) / 2 for a in mine for b in its) for mine, its in zip(ours, theirs, strict=True)
+            fmean((mine[s] > its[t]) + (mine[s] == its[t]) / 2 for s, t in ((0, 1), (1, 0)))
+            for mine, its in zip(ours, theirs, strict=True)
         ]
         assert found["win_rate"]["estimate"] == pytest.approx(fmean(wins))
 
@@ -221,12 +222,26 @@ def test_lengths_and_endings_are_counted_over_all_samples(evaluate: Evaluate) ->
 
 
 def test_the_generation_table_names_policies_and_rewards(evaluate: Evaluate) -> None:
-    built = evaluate("[bon]", rewards="[letters, words]", samples=1)
+    built = evaluate("[bon]", rewards="[letters, words]")
     evaluation = named(built.artifact)
     rows = list(generations(built.artifact, evaluation.policies, evaluation.rewards))
-    assert [(r["prompt"], r["policy"], r["sample"]) for r in rows[:3]] == [
-        (PROMPTS[0], "bon", 0), (PROMPTS[0], "base", 0), (PROMPTS[1], "bon", 0),
+    assert [(r["prompt"], r["policy"], r["sample"]) for r in rows[:5]] == [
+        (PROMPTS[0], "bon", 0), (PROMPTS[0], "bon", 1), (PROMPTS[0], "base", 0), (PROMPTS[0], "base", 1),
+        (PROMPTS[1], "bon", 0),
     ]  # fmt: skip
     for row in rows:
-        assert row["words"] == len(row["response"].split())
-        assert row["letters"] == sum(c.isascii() and c.isalpha() for c in row["response"])
+        assert row["reward.words"] == len(row["response"].split())
+        assert row["reward.letters"] == sum(c.isascii() and c.isalpha() for c in row["response"])
+
+
+def test_a_reward_may_be_called_as_a_column_is(evaluate: Evaluate) -> None:
+    built = evaluate("[bon]", rewards="[letters, tokens]", rename=("words: {", "tokens: {"))
+    evaluation = named(built.artifact)
+    (row, *_) = generations(built.artifact, evaluation.policies, evaluation.rewards)
+    assert (row["tokens"], row["reward.tokens"]) == (12, len(row["response"].split()))
+
+
+def test_greedy_policies_need_one_sample_only(evaluate: Evaluate) -> None:
+    rows = table(evaluate("[greedy, base]", against="again", samples=1))
+    assert rows["greedy"]["win_rate"] == 0.5
+    assert rows["base"]["win_rate"] != 0.5

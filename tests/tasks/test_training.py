@@ -17,9 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from registry.reward_models import trained_scores
-from registry.rows import Pair
 from specs.problems import UserError
-from specs.training import SFT
 from tasks.inputs import dropped_rows
 from tasks.training import tokenised
 
@@ -31,6 +29,16 @@ PAIRS = [
     {"prompt": "A longer question than the others, is it not?", "chosen": "Yes", "rejected": "No"},
 ]
 TEN = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(10)]
+
+CUT_OFF = """\
+models: {{base: {{source: {model}, precision: fp32}}}}
+data: {{prompts: {{source: quickstart-eval, format: prompt}}}}
+rewards: {{length: {{kind: length}}}}
+stages:
+  rolls: {{do: sample, from: base, prompts: prompts, samples: 4, max_new_tokens: 6}}
+  pairs: {{do: label, responses: rolls, reward: length}}
+  tuned: {{do: sft, from: base, data: pairs, lora: null, batch_size: 48}}
+"""
 
 Train = Callable[..., stages.Built]
 
@@ -132,17 +140,19 @@ def test_the_seed_draws_both_the_adapters_and_the_order_of_the_rows(train: Train
 @pytest.mark.parametrize("do", ["sft", "reward_model"])
 @pytest.mark.parametrize("lora", [LORA, "lora: null"])
 def test_how_a_batch_is_accumulated_changes_nothing_but_rounding(train: Train, do: str, lora: str) -> None:
-    # Ten rows, so that each pass ends with a batch of two; answers of unequal length.
-    fields = f"learning_rate: 1e-3, batch_size: 8, epochs: 2.0, {lora}"
-    whole, single = (train(do, fields, TEN, micro_batch=size) for size in (8, 1))
-    assert apart(whole, single) < 1e-5
-    assert whole.logged("train/loss")[0][1] == pytest.approx(single.logged("train/loss")[0][1], abs=2e-4)
+    # Seven rows: a step of four and a step of three, which micro-batches of two divide into two and one.
+    fields = f"learning_rate: 1e-3, batch_size: 4, epochs: 2.0, {lora}"
+    whole, halves, single = (train(do, fields, TEN[:7], micro_batch=size) for size in (4, 2, 1))
+    for other in (halves, single):
+        assert apart(whole, other) < 1e-5
+        losses = [loss for _, loss in whole.logged("train/loss")]
+        assert [loss for _, loss in other.logged("train/loss")] == pytest.approx(losses, abs=2e-4)
 
 
 @pytest.mark.parametrize(
-    ("batch", "epochs", "steps"), [(4, 2.0, 5), (5, 1.0, 2), (10, 0.5, 1), (16, 1.0, 1), (1, 1.0, 10)]
+    ("batch", "epochs", "steps"), [(4, 2.0, 6), (4, 1.5, 5), (5, 1.0, 2), (10, 0.5, 1), (16, 1.0, 1), (1, 1.0, 10)]
 )
-def test_epochs_and_batch_give_the_number_of_steps(train: Train, batch: int, epochs: float, steps: int) -> None:
+def test_each_epoch_ends_with_what_is_left_for_a_batch(train: Train, batch: int, epochs: float, steps: int) -> None:
     built = train("sft", f"batch_size: {batch}, epochs: {epochs}, {LORA}", TEN)
     assert built.finished("steps") == [steps]
     assert [step for step, _ in built.logged("train/loss")] == list(range(1, steps + 1))
@@ -154,11 +164,9 @@ def test_epochs_and_batch_give_the_number_of_steps(train: Train, batch: int, epo
 @pytest.mark.parametrize("do", ["sft", "reward_model"])
 def test_one_epoch_reads_every_token_once(train: Train, do: str) -> None:
     built = train(do, f"batch_size: 4, {LORA}", TEN, micro_batch=2)
-    assert [step for step, _ in built.logged("train/loss")] == [1, 2]
     sides = ["chosen"] if do == "sft" else ["chosen", "rejected"]
-    built = train(do, f"batch_size: 5, {LORA}", TEN, micro_batch=5)
     expected = sum(len(part) for pair in TEN for side in sides for part in encoded(pair, side))
-    assert built.logged("train/num_tokens")[-1] == (2, expected)
+    assert built.logged("train/num_tokens")[-1] == (3, expected)
 
 
 def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_zero(train: Train) -> None:
@@ -186,19 +194,43 @@ def test_more_lost_rows_than_allowed_are_told_with_their_numbers(train: Train) -
     with pytest.raises(UserError) as caught:
         train("sft", f"max_length: 20, {LORA}", [SHORT, LONG, LONG])
     assert str(caught.value) == (
-        "data.pairs: 2 of 3 pairs (66.7 %) are longer than 20 tokens, more than max_dropped 50%; "
-        "raise `max_length`, or set `too_long: truncate_left`, or raise `max_dropped`"
+        "pairs: 2 of 3 pairs (66.7 %) are longer than 20 tokens; 50% may be dropped; "
+        "raise `max_length` or set `too_long: truncate_left` or raise `max_dropped`"
     )
 
 
+@pytest.mark.parametrize("do", ["sft", "reward_model"])
+def test_no_row_is_longer_than_the_model_whatever_max_length_says(train: Train, tmp_path: Path, do: str) -> None:
+    short = tiny.language_model(tmp_path / "short", max_position_embeddings=53)
+    with pytest.raises(UserError, match=r"2 of 3 pairs .* longer than 53 tokens, all that the model reads; 50%"):
+        train(do, LORA, [SHORT, LONG, LONG], of=f"source: {short}, precision: fp32")
+    built = train(do, f"too_long: truncate_left, {LORA}", [SHORT, LONG], of=f"source: {short}, precision: fp32")
+    assert built.metrics["dropped_too_long"] == 0
+
+
+def test_sft_learns_no_end_from_an_answer_that_was_cut_off(train: Train, tmp_path: Path) -> None:
+    view = stages.study(tmp_path, CUT_OFF.format(model=tiny.language_model(tmp_path / "m", eos_token_id=0)))
+    rolls = stages.build(view, "rolls")
+    assert rolls.metrics["finished"] < 0.5  # the limit is so low that hardly an answer ends by itself
+    stages.build(view, "pairs")
+    pairs = [json.loads(line) for line in (view.artifact("pairs").folder / "pairs.jsonl").read_text().splitlines()]
+    assert not all(pair["chosen_finished"] for pair in pairs)
+    # TRL counts the tokens that it read: a prompt, an answer, and an end only where there was one.
+    expected = 0
+    for pair in pairs:
+        before, after = encoded({"prompt": pair["prompt"][0]["content"], "chosen": pair["chosen"]})
+        expected += len(before) + len(after) - (not pair["chosen_finished"])
+    built = stages.build(view, "tuned")
+    assert built.logged("train/num_tokens")[-1][1] == expected
+
+
 def test_a_dialogue_that_is_cut_keeps_its_end() -> None:
-    pair = Pair(({"role": "user", "content": "Why now?"},), "Because.", "No.")
+    prompt = ({"role": "user", "content": "Why now?"},)
 
     def cut(longest: int) -> list[tuple[str, str]]:
         tokenizer = tiny.tokenizer()
-        entry = SFT(**{"do": "sft", "from": "x", "data": "y", "max_length": longest, "too_long": "truncate_left"})
-        ([row], dropped) = tokenised(tokenizer, [pair], ["chosen", "rejected"], entry, "data.x", "0%")
-        assert dropped == 0
+        pair = [(prompt, "Because.", True), (prompt, "No.", True)]
+        (row,) = tokenised(tokenizer, [pair], longest, "truncate_left")
         return [(tokenizer.decode(prompt), tokenizer.decode(answer)) for prompt, answer in row]
 
     whole = "<|user|>Why now?<|end|><|assistant|>"

@@ -1,0 +1,111 @@
+"""A Python reward's source: found without running it, and identified with everything beside the spec that it imports.
+
+A reward may change when a helper module changes, so what the module imports from the spec's folder is part of its
+digest, transitively. Installed packages are not (their versions are recorded with each artifact), nor are files
+that the code opens while it runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+from specs.plan import Fact
+from specs.problems import did_you_mean
+from specs.rewards import PythonReward
+
+
+def python_fact(reward: PythonReward, folder: Path) -> Fact:
+    """The identity of a Python reward: the digest of its source. A module that lies in `folder`, beside the spec, wins,
+    and must not be called as another one is."""
+    module, function = reward.target.split(":")
+    top = module.split(".")[0]
+    found = _beside(module, folder)
+    if found:
+        other = _elsewhere(top, folder)
+        if other:
+            return Fact(problem=f"`{top}` is also the name of a module of {other}; call yours something else")
+    else:
+        try:
+            found = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            found = None
+        except (Exception, SystemExit) as error:  # to find `a.b` is to run the package `a`
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            return Fact(problem=f"`{module}` cannot be imported: {text}")
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        return Fact(problem=f"no module `{module}` beside the spec ({folder}) or among the installed packages")
+    try:
+        tree = ast.parse(Path(found.origin).read_bytes())
+        sources = _sources(module, folder) or {module: Path(found.origin)}
+    except SyntaxError as error:
+        return Fact(
+            problem=f"{error.filename if error.filename != '<unknown>' else found.origin}:{error.lineno}: {error.msg}"
+        )
+    except ValueError as error:  # a null byte
+        return Fact(problem=f"{found.origin}: {error}")
+    names = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    if function not in names:
+        return Fact(problem=f"`{module}` defines no function `{function}`{did_you_mean(function, names)}")
+    whole = hashlib.sha256()
+    for name in sorted(sources):
+        whole.update(f"{name}\0{hashlib.sha256(sources[name].read_bytes()).hexdigest()}\n".encode())
+    return Fact({"sha256": whole.hexdigest()})
+
+
+def _beside(module: str, folder: Path) -> ModuleSpec | None:
+    """Where a module's file lies under `folder`. Nothing is run or remembered."""
+    path = [str(folder)]
+    found = None
+    parts = module.split(".")
+    PathFinder.invalidate_caches()
+    for i in range(len(parts)):
+        found = PathFinder.find_spec(".".join(parts[: i + 1]), path)
+        if found is None:
+            return None
+        path = list(found.submodule_search_locations or [])
+    return found if found and found.origin else None  # a folder without `__init__.py` may be anything
+
+
+def _elsewhere(top: str, folder: Path) -> str | None:
+    """Whose module of this name a worker may have loaded before it looks in `folder`."""
+    if top in sys.stdlib_module_names:
+        return "Python itself"
+    path = [p for p in sys.path if Path(p or ".").resolve() != folder.resolve()]
+    found = PathFinder.find_spec(top, path) if path else None
+    return "an installed package" if found and found.origin else None
+
+
+def _sources(module: str, folder: Path) -> dict[str, Path]:
+    """The files of `module` and of all it imports from `folder`, by module name."""
+    sources: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        parent = name.rpartition(".")[0]
+        found = _beside(name, folder)
+        if name in sources or found is None:
+            continue
+        waiting += [parent] if parent else []  # importing `a.b` runs `a`
+        if found.origin and found.origin.endswith(".py"):
+            sources[name] = Path(found.origin)
+            package = name if found.submodule_search_locations else parent
+            waiting += _imports(sources[name], package)
+    return sources
+
+
+def _imports(path: Path, package: str) -> Iterator[str]:
+    """The names of the modules that a file may import, absolute."""
+    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
