@@ -66,7 +66,9 @@ def open_session(study: Study, folder: Path, offline: bool, force: frozenset[str
     tags = {"alignflow.study": study.name, "prefect.flow_run_id": flow_run}
     spec = study.model_dump(mode="json", exclude_unset=True)
     tracker.start_parent(study.name, tags, spec)
-    return Session(**vars(view), tracker=tracker, tags=tags, observe=observer.get())
+    session = Session(**vars(view), tracker=tracker, tags=tags, observe=observer.get())
+    session.remember()  # what is stored already is in use from now on
+    return session
 
 
 def _make_limit(name: str, slots: int) -> None:

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         return 4
     except UserError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1

@@ -32,7 +32,7 @@ def write_report(view: View) -> Path | None:
         return None
     folder = study_folder(view.home, view.study.name)
     built = {n: [r["fingerprint"], r["provenance"]["finished"]] for n, r in records.items()}
-    state = {"version": 3, "built": built, "planned": sorted(view.planned)}
+    state = {"version": 4, "built": built, "nodes": sorted(view.nodes)}
     mark = f"<!-- {hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()} -->"
     path = folder / REPORT
     if path.exists() and path.read_text(encoding="utf-8").startswith(mark):

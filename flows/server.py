@@ -104,7 +104,7 @@ def start_temporary(log: Path) -> str:
         "PREFECT_API_URL": "",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
-    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    command = [sys.executable, "-P", "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -133,6 +133,8 @@ def _answers(url: str, timeout: float) -> bool:
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout) as response:
             return bool(response.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)  # it answers, and wants to know who asks; Prefect's client will tell it
     except (urllib.error.URLError, OSError, ValueError):
         return False
 

@@ -74,6 +74,21 @@ def encode_dialogue(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str
     return encode_prompt(tokenizer, prompt), encode_answer(tokenizer, prompt, answer)
 
 
+def cut_left(
+    tokenizer: Tokenizer, prompt: Sequence[int], answer: Sequence[int], longest: int
+) -> tuple[list[int], list[int]]:
+    """The end of a dialogue that has more than `longest` tokens, behind those that begin every text (`[CLS]` is where
+    some classifiers read their score); of an answer that is too long by itself, its end."""
+    if len(prompt) + len(answer) <= longest:
+        return list(prompt), list(answer)
+    begin = _beginning(tokenizer)
+    if list(prompt[: len(begin)]) != begin:
+        begin = []
+    answer = answer[len(answer) - min(len(answer), longest - len(begin)) :]
+    room = longest - len(begin) - len(answer)
+    return [*begin, *prompt[len(prompt) - room :]], list(answer)
+
+
 def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of a sampled answer."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

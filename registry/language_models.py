@@ -5,6 +5,7 @@ A chain of adapters is folded into the weights in fp32 and then cast, so that sa
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from registry.artifacts import Artifact
 from registry.dialogue_text import set_template
 from registry.models import CATALOGUE, local_folder
+from specs.base import expand_environment
 from specs.models import Model
 from specs.problems import UserError
 from specs.sources import origin
@@ -60,7 +62,7 @@ def source_folder(artifact: Artifact) -> tuple[str, dict[str, Any]]:
         packaged = CATALOGUE[entry.source]
         return packaged.hub, {"revision": packaged.revision}
     if entry.revision is not None:
-        return entry.source, {"revision": entry.revision}
+        return expand_environment(entry.source, os.environ), {"revision": entry.revision}
     return str(local_folder(entry.source)), {}
 
 

@@ -7,7 +7,9 @@ package of the Python index, which needs no model hub; it is converted once into
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,26 @@ def classifier_fact(classifier: Classifier, home: Path, *, gpus: int, offline: b
         return Fact({"precision": precision}, ("precision",), problem)
     folder = local_folder(classifier.source)
     problem = folder_problem(folder, head="ForSequenceClassification", template="any", pad_token="any")
+    problem = problem or label_problem(classifier.label, class_names(folder))
     return Fact({"precision": precision} | _digest(folder, home, problem), ("source", "precision"), problem)
+
+
+def class_names(folder: Path) -> list[str]:
+    """The classes of a classifier, by its settings; transformers takes two where they name none."""
+    config = json.loads((folder / "config.json").read_bytes())
+    names = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    return [str(name) for name in names.values()]
+
+
+def label_problem(label: str | None, names: Sequence[str]) -> str | None:
+    """Why a classifier with the classes `names` gives no one number, or None."""
+    if label is None:
+        return (
+            None
+            if len(names) == 1
+            else f"the model has {len(names)} classes; add `label:` with one of {', '.join(names)}"
+        )
+    return None if label in names else f"`label: {label}` is not a class of the model; there are {', '.join(names)}"
 
 
 def local_folder(source: str) -> Path:
@@ -111,6 +132,7 @@ def hub_cache(repository: str, revision: str, kind: str = "models") -> Path:
 
 
 def _hub_problem(repository: str, revision: str, offline: bool) -> str | None:
+    repository = expand_environment(repository, os.environ)
     if os.path.exists(repository):
         return f"`{repository}` is also a folder here, which would be taken for it; run from another place or rename it"
     offline = offline or os.environ.get("HF_HUB_OFFLINE") == "1"

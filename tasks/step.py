@@ -128,7 +128,7 @@ def _cached(session: Session, work: Work, stored: Stored) -> State:
 
 
 @contextmanager
-def _devices(session: Session, name: str) -> Iterator[str | None]:
+def _devices(session: Session, name: str) -> Iterator[str]:
     """The GPUs of a stage, or the processor for itself."""
     count = session.study.execution.gpus
     with ExitStack() as held:

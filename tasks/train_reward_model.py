@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
+from trl.trainer.utils import disable_dropout_in_model
 
 from registry.language_models import ADAPTER, WEIGHTS, load_language_model, own_precision
 from registry.methods.comparison import accuracy, interval
@@ -38,16 +39,18 @@ def train_reward_model(job: Job) -> Result:
     full = job.entry.lora is None
     base = load_language_model(job.one("from"), precision="fp32" if full else None)
     model = with_score_head(base.model, job.seed)
+    disable_dropout_in_model(model)  # the base's own; the adapters' is the person's
     # As in use: a reward model reads every answer as a finished one.
     answers = [[(p.prompt, p.chosen, True), (p.prompt, p.rejected, True)] for p in pairs_of(job, "data")]
     rows, dropped = training_rows(job, model, base.tokenizer, answers)
+    test = pairs_of(job, "test") if job.many("test") else []  # read before anything is spent on training
     columns = [{"chosen_ids": c[0] + c[1], "rejected_ids": r[0] + r[1]} for c, r in rows]
     pad_apart(base.tokenizer, model, [ids for c in columns for ids in c.values()])
     config = arguments(job, job.out / "scratch", len(columns), own_precision(job.one("from")))
     center = job.entry.center / job.entry.beta**2 or None
     trainer = WeightedByRows(
         model=model,
-        args=RewardConfig(**config, center_rewards_coefficient=center),
+        args=RewardConfig(**config, disable_dropout=False, center_rewards_coefficient=center),
         train_dataset=Dataset.from_list(columns),
         processing_class=base.tokenizer,
         peft_config=lora_config(job.entry, "SEQ_CLS", modules_to_save=["score"]),
@@ -58,8 +61,8 @@ def train_reward_model(job: Job) -> Result:
     trainer.model.save_pretrained(job.out / (WEIGHTS if full else ADAPTER), safe_serialization=True)
     metrics = {"pairs": float(len(columns)), "dropped_too_long": float(dropped)}
     metrics |= history(trainer, job.out)
-    if job.many("test"):
-        metrics |= _test(trainer.model.eval(), base.tokenizer, pairs_of(job, "test"), job)
+    if test:
+        metrics |= _test(trainer.model.eval(), base.tokenizer, test, job)
     return Result(metrics)
 
 

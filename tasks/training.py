@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from registry.dialogue_text import Message, encode_answer, encode_prompt
+from registry.dialogue_text import Message, cut_left, encode_answer, encode_prompt
 from registry.reward_models import reads, unused_id
 from registry.rows import percent
 from specs.base import fraction
@@ -59,15 +59,8 @@ def tokenised(tokenizer: Any, rows: Sequence[Answers], longest: int, too_long: s
     for row in rows:
         encoded = [(encode_prompt(tokenizer, p), encode_answer(tokenizer, p, a, finished=end)) for p, a, end in row]
         if too_long == "truncate_left" or max(len(p) + len(a) for p, a in encoded) <= longest:
-            kept.append([_cut(p, a, longest) for p, a in encoded])
+            kept.append([cut_left(tokenizer, p, a, longest) for p, a in encoded])
     return kept
-
-
-def _cut(prompt: list[int], answer: list[int], longest: int) -> tuple[list[int], list[int]]:
-    """The end of a dialogue; of an answer that is too long by itself, its end."""
-    answer = answer[-longest:]
-    room = longest - len(answer)
-    return (prompt[-room:] if room else []), answer
 
 
 def pad_apart(tokenizer: Any, model: Any, rows: Sequence[Sequence[int]]) -> None:
@@ -109,6 +102,7 @@ def arguments(job: Job, scratch: Path, rows: int, precision: str) -> dict[str, A
         "max_length": None,
         "logging_steps": max(1, steps // 50),
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would put a mean in the place of a loss that is none
         "save_strategy": "no",
         "eval_strategy": "no",
         "report_to": "none",
@@ -135,6 +129,11 @@ class Report(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         values = {f"train/{k}": float(v) for k, v in (logs or {}).items() if isinstance(v, (int, float))}
+        lost = [name for name, value in values.items() if not math.isfinite(value)]
+        if lost:
+            raise UserError(
+                f"training diverged: {lost[0]} is {values[lost[0]]} at step {state.global_step}; lower `learning_rate`"
+            )
         if "train/loss" in values:
             self.log.metrics(state.global_step, values)
 

@@ -20,6 +20,7 @@ from specs.sources import origin
 from specs.study import Study
 
 LAST = "last.json"
+ROWS = ("responses", "preference pairs", "prompts")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,20 @@ class View:
         ]
 
     def check_leaves(self, name: str) -> None:
-        """Raises `UserError` if a file that the stage's fingerprint covers has changed since the plan was made."""
-        leaf_facts.check_unchanged(self.study, self.facts, self._below(name), self.home, self.folder)
+        """Raises `UserError` if a file that the stage reads has changed since the plan was made."""
+        leaf_facts.check_unchanged(self.study, self.facts, self._read_by(name), self.home, self.folder)
+
+    def _read_by(self, name: str) -> set[str]:
+        """What a stage is built of itself. Of rows that a stage made it reads the rows; of a trained model its weights
+        and the model below, not the rows it was trained on."""
+        seen: set[str] = set()
+        waiting = [child for _, child in self.nodes[name].inputs]
+        while waiting:
+            step = self.nodes[waiting.pop()]
+            if step.name not in seen and step.node.produces not in ROWS:
+                waiting += [child for _, child in step.inputs if self.nodes[child].node.produces not in ROWS]
+            seen.add(step.name)
+        return seen
 
     def _below(self, name: str) -> set[str]:
         seen: set[str] = set()

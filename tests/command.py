@@ -28,7 +28,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list
 def alignflow(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The verb in a process of its own, in `folder`."""
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
+        [str(Path(sys.executable).with_name("alignflow")), *arguments],
         cwd=folder,
         env=os.environ | environment,
         capture_output=True,

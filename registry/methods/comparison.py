@@ -15,6 +15,10 @@ from scipy.stats import bootstrap
 Array = NDArray[np.float64]
 
 
+NUMBERS = 10_000_000
+"""Resampled numbers in memory at once; the draws are the same for any."""
+
+
 class Interval(NamedTuple):
     """An estimate with the ends of its confidence interval."""
 
@@ -45,17 +49,18 @@ def win_rates(ours: Array, theirs: Array) -> Array:
 def interval(values: Array, *, confidence: float, resamples: int, seed: int) -> Interval:
     """The mean of one value a prompt with its BCa bootstrap interval (Efron, 1987).
 
-    Equal seeds draw equal resamples. With one prompt, or values that are all equal, the interval is the
-    estimate itself: the data say nothing about its spread.
+    Equal seeds draw equal resamples. With one prompt, or values that are all equal but for rounding, the interval is
+    the estimate itself: the data say nothing about its spread.
     """
     mean = float(values.mean())
-    if len(values) < 2 or np.ptp(values) == 0:
+    if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return Interval(mean, mean, mean)
     found = bootstrap(
         (values,),
         np.mean,
         confidence_level=confidence,
         n_resamples=resamples,
+        batch=max(1, NUMBERS // len(values)),
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval

@@ -6,10 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import tiny
+from jsonschema import Draft202012Validator
+
+from flows import server
+from specs.problems import UnfitError
+from specs.yaml_tree import parse_yaml, read_yaml
 
 STUDY = """\
 version: 1
@@ -163,6 +170,35 @@ def test_the_committed_schema_is_current() -> None:
     assert json.loads(committed.read_text()) == schema(), "alignflow schema > specs/alignflow.schema.json"
 
 
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("extends: p.yaml\nversion: 1\nname: s\nstages: {judge: {epochs: 3.0}}", True),
+        ("version: 1\nname: s\nrewards: {gold: {replace: true, kind: lexicon}}", False),
+        ("version: 1\nname: s\nrewards: {gold: {replace: true, kind: lexicon}}\nSTAGES", True),
+        ("version: 1\nname: s\nrewards: {gold: {kind: lexicn}}\nSTAGES", False),
+        ("version: 1\nname: s\nstages: {a: {do: sample, from: b}}", False),
+        ("version: 1\nname: s\nstages: {a: {do: sample, from: b, sweep: {prompts: [c, d]}}}", True),
+    ],
+    ids=["extended", "no stages", "replaced", "unknown kind", "missing field", "field in a sweep"],
+)
+def test_the_schema_takes_what_check_takes(text: str, fits: bool) -> None:
+    from specs.schema import schema
+
+    tree, _ = parse_yaml(text.replace("STAGES", "stages: {a: {do: sample, from: b, prompts: c}}"), "s.yaml")
+    assert Draft202012Validator(schema()).is_valid(tree) == fits
+
+
+def test_every_recipe_fits_the_schema() -> None:
+    import specs
+    from specs.schema import schema
+
+    recipes = list((Path(specs.__file__).parent / "recipes").glob("*.yaml"))
+    assert len(recipes) >= 2
+    for recipe in recipes:
+        Draft202012Validator(schema()).validate(read_yaml(recipe)[0])
+
+
 def test_explain_tells_one_field_and_suggests_the_nearest(folder: Path) -> None:
     done = alignflow(folder, "explain", "stages.reward_model.beta")
     assert done.returncode == 0
@@ -194,7 +230,7 @@ def test_every_recipe_is_listed_checks_and_can_be_copied(tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "copies" / "alignflow.schema.json").exists()
         again = alignflow(tmp_path, "init", name, "copies")
-        assert again.returncode == 1
+        assert again.returncode == 2
         assert "is there already" in again.stderr
     assert alignflow(tmp_path, "check", "copies/quickstart.yaml").stdout == "copies/quickstart.yaml: fine\n"
     assert "did you mean `quickstart`?" in alignflow(tmp_path, "init", "quikstart").stderr
@@ -228,6 +264,28 @@ def test_a_server_out_of_reach_is_exit_status_4_and_no_password_is_shown(
     assert "secret" not in done.stderr + done.stdout
 
 
+@pytest.mark.parametrize(("status", "there"), [(200, True), (401, True), (403, True), (404, False), (503, False)])
+def test_a_server_that_asks_who_is_there_is_there(status: int, there: bool) -> None:
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{listening.server_port}/api"
+            if there:
+                server.require(url)
+            else:
+                with pytest.raises(UnfitError, match="no Prefect server answers"):
+                    server.require(url)
+        finally:
+            listening.shutdown()
+
+
 def test_more_gpus_than_there_are_is_exit_status_4(folder: Path) -> None:
     done = alignflow(folder, "run", "s.yaml", "--set", "execution.gpus=64", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 4
@@ -237,5 +295,5 @@ def test_more_gpus_than_there_are_is_exit_status_4(folder: Path) -> None:
 def test_show_and_report_of_what_is_not_built_say_so(folder: Path) -> None:
     assert "never ran" in alignflow(folder, "show", "s.yaml").stdout
     done = alignflow(folder, "report", "s.yaml")
-    assert (done.returncode, done.stderr) == (1, "s.yaml: nothing of it is stored yet; `alignflow run s.yaml` first\n")
+    assert (done.returncode, done.stderr) == (2, "s.yaml: nothing of it is stored yet; `alignflow run s.yaml` first\n")
     assert "did you mean `rolls`?" in alignflow(folder, "show", "s.yaml", "roll").stderr

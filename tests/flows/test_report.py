@@ -91,6 +91,14 @@ def test_a_report_is_drawn_again_only_when_what_it_shows_was_built_again(
     assert "0.250" in path.read_text()
 
 
+def test_new_names_of_rewards_reach_the_report(study: View, tmp_path: Path) -> None:
+    path = write_report(study)
+    assert path is not None and "gold" in path.read_text()
+    renamed = handmade.view(tmp_path, handmade.STUDY.replace("gold", "words"))
+    write_report(renamed)
+    assert "words" in path.read_text() and "gold" not in path.read_text()
+
+
 class Page(HTMLParser):
     """A page as a browser takes it: the tags, the cells of every table, the text."""
 

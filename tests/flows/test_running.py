@@ -49,11 +49,13 @@ def make_folder(folder: Path, study: str = STUDY) -> Path:
     tiny.write_lines(folder / "prompts.jsonl", [{"prompt": f"Tell me of number {i}"} for i in range(12)])
     (folder / "my_reward.py").write_text(REWARD)
     (folder / "s.yaml").write_text(study)
+    for name in ("tasks", "registry", "datasets", "prefect"):  # what people have lying about is nobody's but theirs
+        (folder / f"{name}.py").write_text("raise SystemExit('a file of the current folder was imported')\n")
     return folder
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "flows.cli", *arguments]
+    return [str(Path(sys.executable).with_name("alignflow")), *arguments]
 
 
 def alignflow(folder: Path, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry.methods import comparison
 from registry.methods.comparison import accuracy, interval, win_rates
 from registry.methods.preferences import pairs_by_reward
 
@@ -62,6 +63,24 @@ def test_an_interval_is_the_same_for_the_same_seed() -> None:
     assert interval(values, confidence=0.95, resamples=200, seed=1) == interval(
         values, confidence=0.95, resamples=200, seed=1
     )
+
+
+@pytest.mark.parametrize("numbers", [1, 70, 10_000])
+def test_how_many_resamples_are_in_memory_at_once_changes_nothing(
+    numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(2).normal(size=35)
+    whole = interval(values, confidence=0.95, resamples=300, seed=1)
+    monkeypatch.setattr(comparison, "NUMBERS", numbers)
+    assert interval(values, confidence=0.95, resamples=300, seed=1) == whole
+
+
+def test_values_that_differ_by_rounding_alone_have_no_spread() -> None:
+    rewards = np.random.default_rng(3).normal(size=(48, 2))
+    difference = (rewards + 0.1).mean(axis=1) - rewards.mean(axis=1)
+    assert np.ptp(difference) > 0
+    found = interval(difference, confidence=0.95, resamples=300, seed=1)
+    assert found.low == found.estimate == found.high == pytest.approx(0.1)
 
 
 def test_pairing_narrows_the_interval_of_a_difference() -> None:

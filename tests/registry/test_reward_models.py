@@ -11,6 +11,8 @@ import stages
 import tiny
 import torch
 import transformers
+from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 
 from registry.artifacts import Artifact
 from registry.language_models import load_language_model
@@ -198,7 +200,7 @@ def test_several_classes_need_a_label_and_a_wrong_one_is_named(feelings: Path) -
     with pytest.raises(UserError, match=r"rewards\.judge: .* 3 classes; add `label:` with one of joy, fear, calm"):
         classifier_scores(classifier(feelings), 2)
     with pytest.raises(
-        UserError, match=r"judge\.label: `anger` is not a class of the model; there are joy, fear, calm"
+        UserError, match=r"judge: `label: anger` is not a class of the model; there are joy, fear, calm"
     ):
         classifier_scores(classifier(feelings, label="anger"), 2)
 
@@ -222,6 +224,19 @@ def test_a_long_dialogue_loses_its_beginning(tmp_path: Path) -> None:
     assert one == other
     full = classifier_scores(classifier(folder), 4)
     assert len(set(full([PROMPT, PROMPT], ["It was good.", "Nothing was good."]))) == 2
+
+
+def test_what_begins_every_text_stays_when_a_dialogue_is_cut() -> None:
+    tokenizer = tiny.tokenizer()
+    begins = [("<|system|>", tokenizer.convert_tokens_to_ids("<|system|>"))]
+    ends = [("<|end|>", tokenizer.convert_tokens_to_ids("<|end|>"))]
+    around = TemplateProcessing(single="<|system|> $A <|end|>", special_tokens=[*begins, *ends])
+    tokenizer.backend_tokenizer.post_processor = around
+    tokenizer.bos_token = "<|system|>"
+    ids = dialogue_ids(tokenizer, PROMPT, "It was good.", 8)
+    assert tokenizer.decode(ids) == "<|system|> good.<|end|>"
+    tokenizer.chat_template = None
+    assert tokenizer.decode(dialogue_ids(tokenizer, PROMPT, "It was good.", 8)) == "<|system|> good.<|end|>"
 
 
 def test_a_classifier_without_a_chat_template_reads_prompt_and_answer_on_two_lines() -> None:
@@ -270,6 +285,17 @@ def test_a_loaded_reward_model_gives_the_scores_the_trainer_had(
     losses = [math.log1p(math.exp(-beta * margin)) for margin in margins]
     assert trained[name].metrics["test/loss"] == pytest.approx(sum(losses) / 3, abs=1e-5)
     assert rewards(trained[name], batch=1) == pytest.approx(found, abs=1e-5)
+
+
+def test_the_head_is_served_as_it_was_trained_also_beside_bf16_weights(tmp_path: Path) -> None:
+    tiny.language_model(tmp_path / "model")
+    tiny.write_lines(tmp_path / "pairs.jsonl", PAIRS)
+    built = stages.build(stages.study(tmp_path, STAGES.replace("fp32", "bf16")), "all")
+    model, _ = load_reward_model(built.artifact)
+    (saved,) = (built.folder / "model").glob("*.safetensors")
+    assert model.score.weight.dtype == torch.float32
+    assert torch.equal(model.score.weight.cpu(), load_file(saved)["score.weight"])
+    assert model.model.norm.weight.dtype == torch.bfloat16
 
 
 def test_beta_changes_the_unit_of_the_reward_and_nothing_else(trained: dict[str, stages.Built]) -> None:

@@ -156,6 +156,37 @@ def test_a_module_that_is_called_as_another_one_is_refused(tmp_path: Path, name:
     assert found.problem == f"`{name}` is also the name of a module of {whose}; call yours something else"
 
 
+def test_so_is_a_helper_that_is_called_as_another_module_is(tmp_path: Path) -> None:
+    folder = written(tmp_path, {"mine.py": "import registry\n" + SCORE, "registry.py": ""})
+    found = python_fact(PythonReward(kind="python", target="mine:score"), folder)
+    assert found.problem == (
+        "`registry`, which it imports, is also the name of a module of an installed package; call yours something else"
+    )
+
+
+def test_an_import_that_cannot_succeed_is_told_before_anything_runs(tmp_path: Path) -> None:
+    folder = written(tmp_path, {"mine.py": "import math, not_installed.inner\n" + SCORE})
+    found = python_fact(PythonReward(kind="python", target="mine:score"), folder)
+    assert found.problem == f"`mine` imports `not_installed`, which is neither beside the spec ({folder}) nor installed"
+    source(written(tmp_path, {"mine.py": "try:\n    import not_installed\nexcept ImportError: ...\n" + SCORE}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from functools import partial\nscore = partial(print)\n",
+        "from words import score\n",
+        "from words import good as score\n",
+        "from words import *\n",
+        "import sys\nif sys.platform:\n    def score(p, r): ...\n",
+        "try:\n    import json\nexcept ImportError:\n    score = None\n",
+        "class score: ...\n",
+    ],
+)
+def test_a_function_may_be_bound_in_any_way(tmp_path: Path, text: str) -> None:
+    source(written(tmp_path, {"mine.py": text, "words.py": ""}))
+
+
 def test_a_package_that_fails_when_it_is_imported_is_told_when_it_is_used(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     written(tmp_path, {"failing_package/__init__.py": "nothing\n", "failing_package/inner.py": SCORE})
@@ -195,5 +226,5 @@ def test_a_classifier_with_classes_gives_the_log_probability_of_one(tmp_path: Pa
         assert sum(math.exp(x) for x in row) == pytest.approx(1)
     with pytest.raises(UserError, match="add `label:` with one of LABEL_0, LABEL_1, LABEL_2"):
         score(by(None), "fine")
-    with pytest.raises(UserError, match="`joy` is not a class of the model"):
+    with pytest.raises(UserError, match="`label: joy` is not a class of the model"):
         score(by("joy"), "fine")

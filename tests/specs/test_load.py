@@ -171,6 +171,33 @@ def test_a_sweep_becomes_one_stage_for_each_combination(write) -> None:
     assert (first.n, first.temperature) == (2, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("sets", "members"),
+    [
+        ("stages.bon.sweep.n=[2, 4, 8]", ["bon[n=2]", "bon[n=4]", "bon[n=8]"]),
+        ("stages.bon.sweep={n: [3], top_k: [5]}", ["bon[n=3,top_k=5]"]),
+    ],
+)
+def test_a_sweep_may_be_set_on_the_command_line(write, sets: str, members: list[str]) -> None:
+    study = load(write(GOOD.replace("n: 4}", "sweep: {n: [2, 4]}}")), [sets]).study
+    assert [n for n in study.stages if n.startswith("bon")] == members
+
+
+@pytest.mark.parametrize("sweep", ["*whole", "{n: *values}"])
+def test_a_sweep_may_be_an_alias(write, sweep: str) -> None:
+    anchors = GOOD.replace("n: 4}", "sweep: &whole {n: &values [2, 4]}}")
+    again = f"  again: {{do: decode, method: best_of_n, from: base, reward: rm, sweep: {sweep}}}\n"
+    study = load(write(anchors + again)).study
+    assert {"again[n=2]", "again[n=4]"} <= set(study.stages)
+    wrong = anchors.replace("[2, 4]", "[2, x]") + again
+    assert all(line.endswith("takes a whole number, not the text `x`") for line in mistakes(write(wrong)))
+
+
+def test_a_parent_is_named_in_the_file_only(write) -> None:
+    (line,) = mistakes(write(GOOD), ["extends=other.yaml"])
+    assert line.endswith("extends  stands in a file; `--set` comes after all files are merged")
+
+
 def test_naming_a_sweep_means_all_of_it_where_many_fit_and_is_an_error_where_one_does(write) -> None:
     swept = GOOD.replace("n: 4}", "sweep: {n: [2, 4]}}")
     load(write(swept))
@@ -192,6 +219,7 @@ def test_a_mistake_in_what_sweep_members_share_is_told_once(write) -> None:
         ("[1]", "names fields and their values"),
         ("{n: 4}", "a list of values"),
         ("{n: []}", "a list of values"),
+        ("{n: [2, null]}", "each value is a number, a name or true/false"),
         ("{n: [[1]]}", "each value is a number, a name or true/false"),
         ("{n: [2, 2]}", "the same value twice"),
         ("{n: [2], reward: [gold]}", "`reward` is set on the stage as well; keep one"),

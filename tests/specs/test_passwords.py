@@ -34,6 +34,13 @@ stages:
         ("postgresql://me:12/34@host/db", "postgresql://me:***@host/db", None),
         ("postgresql://host/db?user=me&password=p%20w&a=b", "postgresql://host/db?user=me&password=***&a=b", None),
         ("http://host?SSLPassword=pw", "http://host?SSLPassword=***", None),
+        (
+            "mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dpw%3BEncrypt%3Dyes",
+            "mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3D***%3BEncrypt%3Dyes",
+            None,
+        ),
+        ("http://host?api_key=pw#x", "http://host?api_key=***", None),
+        ("cannot connect with password=pw to host", "cannot connect with password=*** to host", None),
         ("http://host:5000/a@b", "http://host:5000/a@b", "http://host:5000/a@b"),
         ("sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
     ],

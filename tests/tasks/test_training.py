@@ -15,6 +15,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from trl import RewardTrainer
 
 from registry.reward_models import trained_scores
 from specs.problems import UserError
@@ -274,6 +275,27 @@ def test_what_is_trained_is_fp32_also_beside_bf16(train: Train, model: Path, do:
     assert {tensor.dtype for tensor in weights(built).values()} == {torch.float32}
     full = train(do, lora).metrics["train/first_loss"]
     assert built.metrics["train/first_loss"] == pytest.approx(full, rel=0.05)
+
+
+@pytest.mark.parametrize("do", ["sft", "reward_model"])
+def test_dropout_is_the_adapters_and_changes_what_is_learnt(train: Train, do: str) -> None:
+    fields = "learning_rate: 1e-2, batch_size: 2, lora: {{rank: 4, alpha: 8, dropout: {dropout}}}"
+    none, much = (train(do, fields.format(dropout=dropout)) for dropout in (0.0, 0.5))
+    assert apart(none, much) > 1e-4
+
+
+@pytest.mark.parametrize("do", ["sft", "reward_model"])
+def test_a_training_that_diverges_ends_there_and_says_where(train: Train, do: str) -> None:
+    with pytest.raises(
+        UserError, match=r"^training diverged: train/\w+ is (nan|inf) at step \d; lower `learning_rate`$"
+    ):
+        train(do, "learning_rate: 1e30, batch_size: 1, epochs: 2.0, lora: null", TEN)
+
+
+def test_test_rows_are_read_before_anything_is_trained(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RewardTrainer, "train", lambda self: pytest.fail("it trained"))
+    with pytest.raises(UserError, match=r"^data\.test: none of 1 rows can be used"):
+        train("reward_model", LORA, test=[{"prompt": "x", "chosen": "y", "rejected": 3}])
 
 
 def marked(mark: dict[str, str], numbers: range) -> list[dict[str, str]]:

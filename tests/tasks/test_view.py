@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import handmade
 import pytest
 import stages
 import tiny
 
 from specs.problems import UserError
-from tasks.view import View
+from tasks.session import Session
+from tasks.view import View, last_payloads
 
 STUDY = """\
 models: {{base: {{source: ./model, precision: fp32}}}}
@@ -18,11 +20,17 @@ data:
   others: {{source: ./others.jsonl, format: prompt}}
 rewards:
   mine: {{kind: python, target: reward_that_changes:score}}
+  length: {{kind: length}}
+  both: {{kind: weighted, of: {{mine: 1.0, rm: 1.0}}}}
   {rewards}
 stages:
   rolls: {{do: sample, from: base, prompts: rows.train}}
   more: {{do: sample, from: base, prompts: others}}
   pairs: {{do: label, responses: rolls, reward: mine}}
+  rm: {{do: reward_model, from: base, data: pairs}}
+  bon: {{do: decode, method: best_of_n, from: base, reward: rm, n: 2}}
+  judged: {{do: evaluate, policies: [bon], against: base, prompts: others, rewards: [both]}}
+  tried: {{do: label, responses: rolls, reward: length}}
 """
 
 
@@ -40,24 +48,40 @@ def test_what_changed_since_the_plan_is_not_built_under_the_old_fingerprint(tmp_
         view.check_leaves(stage)
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"prompt": "Another?"}\n')
-    view.check_leaves("more")
-    for stage in ("rolls", "pairs"):
-        with pytest.raises(UserError, match=r"^data\.rows\.train: it changed after the run began; run again$"):
-            view.check_leaves(stage)
+    with pytest.raises(UserError, match=r"^data\.rows\.train: it changed after the run began; run again$"):
+        view.check_leaves("rolls")
+    # Who reads other rows goes on, and so does who reads what was made of them before.
+    for stage in ("more", "pairs"):
+        view.check_leaves(stage)
 
 
 def test_so_does_the_source_of_a_reward_the_weights_of_a_model_and_what_is_gone(tmp_path: Path) -> None:
     view = made(tmp_path)
     (tmp_path / "reward_that_changes.py").write_text("def score(prompts, responses): return [0.0 for _ in responses]\n")
     view.check_leaves("rolls")
-    with pytest.raises(UserError, match=r"^rewards\.mine: it changed"):
-        view.check_leaves("pairs")
+    for stage in ("pairs", "judged"):
+        with pytest.raises(UserError, match=r"^rewards\.mine: it changed"):
+            view.check_leaves(stage)
+    view.check_leaves("rm")  # learnt from what the reward made, which is stored
     (tmp_path / "others.jsonl").unlink()
     with pytest.raises(UserError, match=r"^data\.others: there is no file"):
         view.check_leaves("more")
     tiny.language_model(tmp_path / "model", seed=1)
-    with pytest.raises(UserError, match=r"^models\.base: it changed"):
-        view.check_leaves("rolls")
+    for stage in ("rolls", "rm", "bon", "judged"):
+        with pytest.raises(UserError, match=r"^models\.base: it changed"):
+            view.check_leaves(stage)
+    view.check_leaves("tried")
+
+
+def test_a_run_keeps_what_it_finds_stored_from_its_beginning(tmp_path: Path, home: Path) -> None:
+    # So that a `gc` while the run's first stage is still being built leaves its inputs alone.
+    study = handmade.view(tmp_path)
+    handmade.put(study, "rolls", {"responses.jsonl": ""})
+    again = handmade.view(tmp_path)
+    assert again.planned["rolls"].state == "cached"
+    assert last_payloads(again.home, "small") == {}
+    Session(**vars(again), tracker=None, tags={}, observe=print).remember()
+    assert set(last_payloads(again.home, "small")) == {"rolls"}
 
 
 def test_two_ways_to_one_node_meet_in_one_artifact(tmp_path: Path) -> None:
