@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import tomllib
 import urllib.error
@@ -105,6 +106,8 @@ def start_temporary(log: Path) -> str:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
     command = [sys.executable, "-P", "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    # uvicorn puts a folder in front of what is imported: not the current one, where a person's `prefect.py` may lie.
+    command += ["--app-dir", sysconfig.get_path("purelib")]
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
     with log.open("ab") as output:
         process = subprocess.Popen(

@@ -37,6 +37,7 @@ def training_rows(job: Job, model: Any, tokenizer: Any, rows: Sequence[Answers])
     kept = tokenised(tokenizer, rows, longest, job.entry.too_long)
     dropped = len(rows) - len(kept)
     limit = getattr(data.entry, "max_dropped", None)
+    where = f"data.{data.name}" if limit else data.name
     if dropped > fraction(limit or "1%") * len(rows):
         limited = longest < job.entry.max_length
         remedies = [
@@ -45,11 +46,11 @@ def training_rows(job: Job, model: Any, tokenizer: Any, rows: Sequence[Answers])
             *(["raise `max_dropped`"] if limit else []),
         ]
         raise UserError(
-            f"{data.name}: {dropped} of {len(rows)} pairs ({percent(dropped, len(rows))}) are longer than {longest} tokens"
+            f"{where}: {dropped} of {len(rows)} pairs ({percent(dropped, len(rows))}) are longer than {longest} tokens"
             f"{', all that the model reads' if limited else ''}; {limit or '1%'} may be dropped; {' or '.join(remedies)}"
         )
     if not kept:
-        raise UserError(f"{data.name}: no pair is left to train on")
+        raise UserError(f"{where}: no pair is left to train on")
     return kept, dropped
 
 

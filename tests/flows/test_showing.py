@@ -94,7 +94,7 @@ def test_a_stage_that_was_not_built_shows_what_it_is_to_be_made_of(
 
 def test_a_stage_that_is_not_there_is_told_with_the_nearest(study: View, capsys: pytest.CaptureFixture[str]) -> None:
     assert told(capsys, "show", "s.yaml", "pears") == (
-        1, [], ["`small` has no stage `pears`; did you mean `pairs`?"],
+        2, [], ["`small` has no stage `pears`; did you mean `pairs`?"],
     )  # fmt: skip
     assert told(capsys, "show", "s.yaml", "xyz")[2] == [
         "`small` has no stage `xyz`; there are rolls, pairs, sft, bon[n=2], bon[n=4], table"

@@ -195,7 +195,7 @@ def test_more_lost_rows_than_allowed_are_told_with_their_numbers(train: Train) -
     with pytest.raises(UserError) as caught:
         train("sft", f"max_length: 20, {LORA}", [SHORT, LONG, LONG])
     assert str(caught.value) == (
-        "pairs: 2 of 3 pairs (66.7 %) are longer than 20 tokens; 50% may be dropped; "
+        "data.pairs: 2 of 3 pairs (66.7 %) are longer than 20 tokens; 50% may be dropped; "
         "raise `max_length` or set `too_long: truncate_left` or raise `max_dropped`"
     )
 
