@@ -180,20 +180,28 @@ def _child(sender: Connection, request: Request) -> None:
         with lock:
             sender.send(event)
 
+    send(("began", None))
+    outcome = _outcome(request, Log(send))
+    with suppress(OSError):  # a full disk loses lines of the log and not the result
+        sys.stdout.flush()  # at the next word the parent kills this process
+        sys.stderr.flush()
+    send(outcome)
+
+
+def _outcome(request: Request, log: Log) -> Event:
+    """Runs the body; its result or its failure as the last event."""
     try:
-        send(("began", None))
-        result = _body(request.body)(Job(request.artifact, request.out, request.execution, Log(send)))
-        send(("done", {"metrics": result.metrics}))
+        result = _body(request.body)(Job(request.artifact, request.out, request.execution, log))
     except UserError as error:
-        send(("failed", ("user", str(error), "")))
+        return "failed", ("user", str(error), "")
     except UnfitError as error:
-        send(("failed", ("unfit", str(error), "")))
+        return "failed", ("unfit", str(error), "")
     except BaseException as error:
         if fault := _disk_fault(error, request.out):
-            send(("failed", ("unfit", fault, "")))
-            return
-        send(("failed", ("defect", f"{type(error).__name__}: {error}", traceback.format_exc())))
+            return "failed", ("unfit", fault, "")
         traceback.print_exc()
+        return "failed", ("defect", f"{type(error).__name__}: {error}", traceback.format_exc())
+    return "done", {"metrics": result.metrics}
 
 
 def _disk_fault(error: BaseException, out: Path) -> str | None:

@@ -95,8 +95,13 @@ def test_a_body_returns_its_result_and_reports_in_order(request_for, tmp_path: P
 
 
 def test_what_a_body_prints_goes_to_its_log(request_for, tmp_path: Path) -> None:
-    run(request_for("works"))
-    assert "to the log" in (tmp_path / "logs" / "s.log").read_text()
+    log = tmp_path / "logs" / "s.log"
+    for times in range(1, 6):  # the parent kills the child as soon as it has the result
+        run(request_for("works"))
+        assert log.read_text() == "to the log\n" * times
+    with pytest.raises(child.BodyFailed):
+        run(request_for("is_defective"))
+    assert "ZeroDivisionError: by zero" in log.read_text()
 
 
 def test_a_mistake_of_the_person_comes_back_as_one_line(request_for) -> None:
