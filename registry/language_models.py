@@ -99,13 +99,12 @@ def load_language_model(artifact: Artifact, *, precision: str | None = None) -> 
 
 
 def _load_weights(artifact: Artifact, precision: str) -> Any:
+    load = AutoModelForCausalLM.from_pretrained
     if isinstance(artifact.entry, Model):
         folder, where = source_folder(artifact)
-        load = AutoModelForCausalLM.from_pretrained
         return pretrained_model(artifact.name, load, folder, dtype=DTYPES[precision], **where)
     assert artifact.folder is not None
     if (artifact.folder / WEIGHTS).is_dir():
-        load = AutoModelForCausalLM.from_pretrained
         return pretrained_model(artifact.name, load, str(artifact.folder / WEIGHTS), dtype=DTYPES[precision])
     from peft import PeftModel
 

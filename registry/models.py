@@ -103,13 +103,11 @@ def class_names(folder: Path) -> list[str]:
 
 def label_problem(label: str | None, names: Sequence[str]) -> str | None:
     """Why a classifier with the classes `names` gives no one number, or None."""
+    if label in names or (label is None and len(names) == 1):
+        return None
     if label is None:
-        return (
-            None
-            if len(names) == 1
-            else f"the model has {len(names)} classes; add `label:` with one of {', '.join(names)}"
-        )
-    return None if label in names else f"`label: {label}` is not a class of the model; there are {', '.join(names)}"
+        return f"the model has {len(names)} classes; add `label:` with one of {', '.join(names)}"
+    return f"`label: {label}` is not a class of the model; there are {', '.join(names)}"
 
 
 def local_folder(source: str) -> Path:

@@ -26,11 +26,9 @@ def python_fact(reward: PythonReward, folder: Path) -> Fact:
     module, function = reward.target.split(":")
     top = module.split(".")[0]
     found = _beside(module, folder)
-    if found:
-        other = _elsewhere(top, folder)
-        if other:
-            return Fact(problem=f"`{top}` is also the name of a module of {other}; call yours something else")
-    else:
+    if found and (other := _elsewhere(top, folder)):
+        return Fact(problem=f"`{top}` is also the name of a module of {other}; call yours something else")
+    if found is None:
         try:
             found = importlib.util.find_spec(module)
         except (ImportError, ValueError):
@@ -41,17 +39,14 @@ def python_fact(reward: PythonReward, folder: Path) -> Fact:
     if found is None or found.origin is None or not found.origin.endswith(".py"):
         return Fact(problem=f"no module `{module}` beside the spec ({folder}) or among the installed packages")
     try:
-        tree = ast.parse(Path(found.origin).read_bytes())
-        sources = _sources(module, folder) or {module: Path(found.origin)}
+        tree = ast.parse(Path(found.origin).read_bytes(), found.origin)
+        beside = _sources(module, folder)
     except SyntaxError as error:
-        return Fact(
-            problem=f"{error.filename if error.filename != '<unknown>' else found.origin}:{error.lineno}: {error.msg}"
-        )
+        return Fact(problem=f"{error.filename}:{error.lineno}: {error.msg}")
     except ValueError as error:  # a null byte
         return Fact(problem=f"{found.origin}: {error}")
-    for name in sources if _beside(top, folder) else ():
-        other = _elsewhere(name.split(".")[0], folder)
-        if other:
+    for name in beside:
+        if other := _elsewhere(name.split(".")[0], folder):
             return Fact(
                 problem=f"`{name}`, which it imports, is also the name of a module of {other}; call yours something else"
             )
@@ -63,6 +58,7 @@ def python_fact(reward: PythonReward, folder: Path) -> Fact:
     names = set(_bound(tree.body))
     if function not in names and "*" not in names:
         return Fact(problem=f"`{module}` defines no function `{function}`{did_you_mean(function, names)}")
+    sources = beside or {module: Path(found.origin)}
     whole = hashlib.sha256()
     for name in sorted(sources):
         whole.update(f"{name}\0{hashlib.sha256(sources[name].read_bytes()).hexdigest()}\n".encode())

@@ -155,31 +155,31 @@ def unused_id(rows: Sequence[Sequence[int]], vocabulary: int) -> int:
     return next(i for i in range(vocabulary - 1, -1, -1) if i not in used)
 
 
-def trained_scores(
-    artifact: Artifact, batch: int
-) -> Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]:
+Scores = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
+"""Prompts and answers to one number each."""
+
+
+def trained_scores(artifact: Artifact, batch: int) -> Scores:
     """A trained reward model as a function of prompts and answers."""
     model, tokenizer = load_reward_model(artifact)
-    longest = reads(model, tokenizer, int(artifact.fields["max_length"]))
-
-    def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
-        rows = [dialogue_ids(tokenizer, p, a, longest) for p, a in zip(prompts, answers, strict=True)]
-        return [float(x) for x in logits(model, rows, batch=batch)[:, 0]]
-
-    return score
+    return _scores(artifact, model, tokenizer, batch, lambda outputs: outputs[:, 0])
 
 
-def classifier_scores(
-    artifact: Artifact, batch: int
-) -> Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]:
+def classifier_scores(artifact: Artifact, batch: int) -> Scores:
     """An external classifier as a function of prompts and answers."""
     model, tokenizer, label = load_classifier(artifact)
+    if label < 0:
+        return _scores(artifact, model, tokenizer, batch, lambda outputs: outputs[:, 0])
+    return _scores(artifact, model, tokenizer, batch, lambda outputs: outputs.log_softmax(-1)[:, label])
+
+
+def _scores(
+    artifact: Artifact, model: Any, tokenizer: Any, batch: int, chosen: Callable[[torch.Tensor], torch.Tensor]
+) -> Scores:
     longest = reads(model, tokenizer, int(artifact.fields["max_length"]))
 
     def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
         rows = [dialogue_ids(tokenizer, p, a, longest) for p, a in zip(prompts, answers, strict=True)]
-        outputs = logits(model, rows, batch=batch)
-        chosen = outputs[:, 0] if label < 0 else outputs.log_softmax(-1)[:, label]
-        return [float(x) for x in chosen]
+        return [float(x) for x in chosen(logits(model, rows, batch=batch))]
 
     return score

@@ -120,7 +120,7 @@ def check_dropped(rows: Rows[Any], max_dropped: str, where: str) -> None:
     if rows.absent:
         raise UserError(f"{where}: {_absent(rows)}")
     lost = sum(rows.dropped.values())
-    if rows.rows and lost * 100 <= Decimal(max_dropped.removesuffix("%")) * rows.read:
+    if rows.rows and not too_many(lost, rows.read, max_dropped):
         return
     if not rows.rows:
         raise UserError(f"{where}: none of {rows.read} rows can be used: {reasons(rows)}; mend the file")
@@ -144,6 +144,11 @@ def _absent(rows: Rows[Any]) -> str:
     remedy = ", ".join(f"{ours}: <name>" for ours in rows.absent)
     have = ", ".join(f"`{name}`" for name in rows.columns)
     return f"no row has the {noun} {lacking}; the columns are {have}; name the right one with `columns: {{{remedy}}}`"
+
+
+def too_many(lost: int, of: int, limit: str) -> bool:
+    """Whether more than the share `limit` (`1%`) is lost; exactly that much may be."""
+    return lost * 100 > Decimal(limit.removesuffix("%")) * of
 
 
 def percent(some: int, of: int) -> str:

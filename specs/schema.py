@@ -132,15 +132,15 @@ def _need(made: dict[str, Any], node: dict[str, Any], key: str, child: dict[str,
 
 
 def _mapping(made: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a mapping's fields: the node's own, or that of its entries."""
+    """The schema of a mapping's fields, or of a union of such: the node's own, or that of its entries."""
     node = _resolve(made, node)
+    if "properties" in node:
+        return node
     inner = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), None)
-    if "properties" not in node and isinstance(inner, dict) and "$ref" in inner:
+    if isinstance(inner, dict) and ("$ref" in inner or "oneOf" in inner):
         return _mapping(made, inner)
-    for option in [] if "properties" in node else node.get("anyOf", []):
-        if "properties" in _resolve(made, option):
-            return _resolve(made, option)
-    return node
+    options = (_resolve(made, option) for option in node.get("anyOf", []))
+    return next((option for option in options if "properties" in option), node)
 
 
 def _resolve(made: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
@@ -151,26 +151,17 @@ def _resolve(made: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
 
 def _children(made: dict[str, Any], node: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What may follow in a path: the fields of a mapping, or the kinds of a union."""
-    node = _resolve(made, node)
+    node = _mapping(made, node)
     if "properties" in node:
         return dict(node["properties"])
-    inner = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), None)
-    if isinstance(inner, dict) and ("$ref" in inner or "oneOf" in inner):
-        return _children(made, inner)
-    if "oneOf" in node:
-        key = node["discriminator"]["propertyName"]
-        found = {}
-        for option in node["oneOf"]:
-            target = _resolve(made, option)
-            if "oneOf" in target:  # a union inside: `decode` by method
-                found["decode"] = target
-            else:
-                found[target["properties"][key]["const"]] = target
-        return found
-    for option in node.get("anyOf", []):
-        if "properties" in _resolve(made, option):
-            return _children(made, option)
-    return {}
+    found = {}
+    for option in node.get("oneOf", []):
+        target = _resolve(made, option)
+        if "oneOf" in target:  # a union inside: `decode` by method
+            found["decode"] = target
+        else:
+            found[target["properties"][node["discriminator"]["propertyName"]]["const"]] = target
+    return found
 
 
 def _type(made: dict[str, Any], node: dict[str, Any]) -> str:

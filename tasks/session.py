@@ -50,11 +50,8 @@ class Session(View):
         path = study_folder(self.home, self.study.name) / LAST
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = {*self._finished, *(name for name, p in self.planned.items() if p.state == "cached")}
-        with (
-            self._lock,
-            disk_errors(self.home),
-            FileLock(path.with_suffix(".lock")),
-        ):  # other runs of this study write too
+        others = FileLock(path.with_suffix(".lock"))  # other runs of this study write too
+        with self._lock, disk_errors(self.home), others:
             before = last_payloads(self.home, self.study.name)
             last = {name: payload for name, payload in before.items() if name in self.planned}
             last |= {name: dict(self.nodes[name].payload) for name in stored if name in self.planned}

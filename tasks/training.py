@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from registry.dialogue_text import Message, cut_left, encode_answer, encode_prompt
 from registry.reward_models import reads, unused_id
-from registry.rows import percent
-from specs.base import fraction
+from registry.rows import percent, too_many
+from specs.data import Data
 from specs.problems import UserError
 from specs.training import Training
 from tasks.inputs import TRAINING, write_lines
@@ -23,7 +23,6 @@ from tasks.job import Job, Log
 Answers = Sequence[tuple[Sequence[Message], str, bool]]
 """The answers of one row that are learnt together: prompt, text, and whether it is finished (an unfinished one is
 given no end)."""
-
 
 Tokenised = list[tuple[list[int], list[int]]]
 """`(prompt tokens, answer tokens)` of each answer of a row."""
@@ -36,18 +35,19 @@ def training_rows(job: Job, model: Any, tokenizer: Any, rows: Sequence[Answers])
     longest = reads(model, tokenizer, job.entry.max_length)
     kept = tokenised(tokenizer, rows, longest, job.entry.too_long)
     dropped = len(rows) - len(kept)
-    limit = getattr(data.entry, "max_dropped", None)
-    where = f"data.{data.name}" if limit else data.name
-    if dropped > fraction(limit or "1%") * len(rows):
+    external = isinstance(data.entry, Data)
+    allowed = data.entry.max_dropped if isinstance(data.entry, Data) else "1%"
+    where = f"data.{data.name}" if external else data.name
+    if too_many(dropped, len(rows), allowed):
         limited = longest < job.entry.max_length
         remedies = [
             *([] if limited else ["raise `max_length`"]),
             "set `too_long: truncate_left`",
-            *(["raise `max_dropped`"] if limit else []),
+            *(["raise `max_dropped`"] if external else []),
         ]
         raise UserError(
             f"{where}: {dropped} of {len(rows)} pairs ({percent(dropped, len(rows))}) are longer than {longest} tokens"
-            f"{', all that the model reads' if limited else ''}; {limit or '1%'} may be dropped; {' or '.join(remedies)}"
+            f"{', all that the model reads' if limited else ''}; {allowed} may be dropped; {' or '.join(remedies)}"
         )
     if not kept:
         raise UserError(f"{where}: no pair is left to train on")

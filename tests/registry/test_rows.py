@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.dialogues import FORMS
-from registry.rows import Pair, Prompt, Rows, Unusable, check_dropped, collect, part
+from registry.rows import Pair, Prompt, Rows, Unusable, check_dropped, collect, part, too_many
 from specs.problems import UserError
 
 
@@ -195,6 +195,12 @@ def test_too_many_dropped_rows_are_one_line_with_reasons_counts_and_places() -> 
         "`rejected` is missing: 40 (first: row 18), not JSON: 1 (row 500); "
         "mend the file or raise max_dropped"
     )
+
+
+@pytest.mark.parametrize("percent", [1, 7, 14, 28, 29, 55, 57, 58])
+def test_a_limit_is_met_exactly_whatever_its_binary_fraction(percent: int) -> None:
+    assert not too_many(percent, 100, f"{percent}%")
+    assert too_many(percent + 1, 100, f"{percent}%")
 
 
 def test_exactly_max_dropped_is_not_too_many() -> None:
