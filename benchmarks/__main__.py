@@ -1,7 +1,7 @@
 """`python -m benchmarks [PART ...]`: measures, prints a table and writes `benchmarks/results.json`.
 
-Parts: command_line, orchestration, sampler. Ratios, not seconds, travel between machines; nothing else should run
-meanwhile. About a quarter of an hour on two cores.
+Parts: command_line, orchestration, sampler, ranking, training, soups. Ratios, not seconds, travel between machines; nothing
+else should run meanwhile. About three quarters of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import command_line, orchestration, sampler
+from benchmarks import command_line, orchestration, ranking, sampler, soups, training
 from benchmarks.figures import Figure
 
-PARTS = {"command_line": command_line.measure, "orchestration": orchestration.measure, "sampler": sampler.measure}
+PARTS = {
+    "command_line": command_line.measure,
+    "orchestration": orchestration.measure,
+    "sampler": sampler.measure,
+    "ranking": ranking.measure,
+    "training": training.measure,
+    "soups": soups.measure,
+}
 RESULTS = Path(__file__).with_name("results.json")
 
 

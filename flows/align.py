@@ -19,7 +19,8 @@ from prefect.utilities.annotations import quote
 from flows.report import write_report
 from registry.home import make_home, study_folder
 from specs.evaluation import Evaluate, meets
-from specs.study import Graph, Study, entries, resolved_expectations
+from specs.graph import Graph, resolved_expectations
+from specs.study import Study, entries
 from tasks import child, gpus
 from tasks.evaluation_table import named
 from tasks.observer import observer

@@ -59,6 +59,19 @@ def _dots(
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
+def uniformity(values: list[float]) -> Markup:
+    """How often the rank of a fresh draw of the reference fell into each tenth, beside what is expected."""
+    figure = Figure(figsize=(4.6, 2.4), layout="constrained")
+    axis = figure.subplots()
+    axis.hist(values, bins=10, range=(0, 1), color=COLOURS[0], edgecolor="white")
+    axis.axhline(len(values) / 10, color="#8c959f", linewidth=0.8, linestyle="--")
+    axis.set_title("calibrated reward of fresh reference answers", loc="left")
+    axis.set_xlabel("rank among the rollouts")
+    axis.set_ylabel("prompts")
+    axis.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
 def curves(rows: list[dict[str, Any]]) -> Markup:
     """Training loss, and accuracy where it was logged, against the optimizer step."""
     drawn = [k for k in ("loss", "accuracy", "margin") if any(k in r for r in rows)]

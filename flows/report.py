@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from registry.home import study_folder
 from specs.evaluation import Evaluate
 from tasks.evaluation_table import Evaluation, generations, named
-from tasks.inputs import TRAINING, read_lines
+from tasks.inputs import TRAINING, UNIFORMITY, read_lines
 from tasks.view import View
 
 REPORT = "report.html"
@@ -32,7 +32,7 @@ def write_report(view: View) -> Path | None:
         return None
     folder = study_folder(view.home, view.study.name)
     built = {n: [r["fingerprint"], r["provenance"]["finished"]] for n, r in records.items()}
-    state = {"version": 4, "built": built, "nodes": sorted(view.nodes)}
+    state = {"version": 5, "built": built, "nodes": sorted(view.nodes)}
     mark = f"<!-- {hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()} -->"
     path = folder / REPORT
     if path.exists() and path.read_text(encoding="utf-8").startswith(mark):
@@ -52,6 +52,7 @@ def write_report(view: View) -> Path | None:
         figure = intervals(rows, evaluation.reference)
         (folder / f"{name}.svg").write_text(figure, encoding="utf-8")
         sections.append(_evaluation_section(view, name, evaluation, rows, figure))
+    sections += _calibration_sections(view, records, folder)
     sections += _training_sections(view, records, folder)
     sections.append(_stages_section(view, records))
     text = mark + _page(view.study.name, sections)
@@ -116,6 +117,29 @@ def _evaluation_section(
         name, note, figure, _table(columns, cells), f"{name}.csv", f"{name}.csv",
         _table(("prompt", "policy", "response", *evaluation.rewards), shown),
     )  # fmt: skip
+
+
+def _calibration_sections(view: View, records: dict[str, Any], folder: Path) -> list[Markup]:
+    from flows.figures import uniformity
+
+    sections = []
+    for name in records:
+        stored = view.stored(name)
+        if stored is None or not (stored.folder / UNIFORMITY).exists():
+            continue
+        found = json.loads((stored.folder / UNIFORMITY).read_bytes())
+        _write_csv(folder / f"{name}.csv", [{"value": u} for u in found["values"]])
+        figure = uniformity(found["values"])
+        (folder / f"{name}.svg").write_text(figure, encoding="utf-8")
+        note = (
+            f"{len(found['values'])} prompts, {records[name]['metrics']['samples']:.0f} rollouts each. The rank of one more draw of "
+            f"the reference among them is uniform if the calibration holds: Kolmogorov-Smirnov {found['statistic']:.3f}, "
+            f"p = {found['p_value']:.3f}."
+        )
+        sections.append(Markup("<h2>{}</h2><p>{}</p>{}<p>Numbers: <a href='{}'>{}</a></p>").format(
+            name, note, figure, f"{name}.csv", f"{name}.csv"
+        ))  # fmt: skip
+    return sections
 
 
 def _training_sections(view: View, records: dict[str, Any], folder: Path) -> list[Markup]:

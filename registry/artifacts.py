@@ -5,7 +5,7 @@ A decoding rule carries its language model and its reward, a trained adapter the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ class Artifact:
     payload: Mapping[str, Any]
     """What its fingerprint is the hash of."""
     fingerprint: str
+    produces: str = ""
+    """Its artifact type."""
     part: str | None = None
     """The part of a split data set."""
     folder: Path | None = None
@@ -36,6 +38,27 @@ class Artifact:
         fields: Mapping[str, Any] = self.payload["spec"]
         return fields
 
+    @property
+    def start(self) -> Artifact:
+        """The model below a trained one: what its training went on from; below a soup, what its experts share."""
+        if "experts" in self.inputs:
+            return _shared(self.inputs["experts"])
+        return (self.inputs.get("previous") or self.inputs["from"])[0]
+
     def one(self, slot: str) -> Artifact:
         (artifact,) = self.inputs[slot]
         return artifact
+
+
+def _shared(experts: tuple[Artifact, ...]) -> Artifact:
+    """The nearest model that all experts come from; the first expert where they have none in common."""
+    below = [{a.fingerprint for a in _lineage(expert)} for expert in experts]
+    shared = (a for a in _lineage(experts[0]) if all(a.fingerprint in line for line in below))
+    return next(shared, experts[0])
+
+
+def _lineage(artifact: Artifact) -> Iterator[Artifact]:
+    yield artifact
+    while artifact.inputs.keys() & {"from", "previous", "experts"}:
+        artifact = artifact.start
+        yield artifact

@@ -8,12 +8,13 @@ from pathlib import Path
 from registry import data, models
 from registry.python_source import python_fact
 from specs.data import Data
+from specs.graph import Graph, Node
 from specs.models import Model
 from specs.plan import Fact
 from specs.problems import Path as SpecPath
 from specs.problems import UserError
 from specs.rewards import Classifier, PythonReward
-from specs.study import Graph, Node, Study, entries
+from specs.study import Study, entries
 
 
 def gather(study: Study, home: Path, folder: Path, *, offline: bool) -> dict[str, Fact]:

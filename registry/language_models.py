@@ -48,7 +48,7 @@ def device() -> torch.device:
 def root(artifact: Artifact) -> Artifact:
     """The external model at the bottom of a chain of trained ones."""
     while not isinstance(artifact.entry, Model):
-        artifact = artifact.one("from")
+        artifact = artifact.start
     return artifact
 
 
@@ -106,11 +106,13 @@ def _load_weights(artifact: Artifact, precision: str) -> Any:
     assert artifact.folder is not None
     if (artifact.folder / WEIGHTS).is_dir():
         return pretrained_model(artifact.name, load, str(artifact.folder / WEIGHTS), dtype=DTYPES[precision])
+    if not (artifact.folder / ADAPTER).is_dir():  # a round that gave up what it learnt
+        return _load_weights(artifact.start, precision)
     from peft import PeftModel
 
-    below = _load_weights(artifact.one("from"), "fp32")
+    below = _load_weights(artifact.start, "fp32")
     merged = PeftModel.from_pretrained(below, str(artifact.folder / ADAPTER)).merge_and_unload()
-    return merged.to(DTYPES[precision])
+    return merged.requires_grad_(True).to(DTYPES[precision])  # PEFT has frozen what may be trained whole next
 
 
 def pretrained(name: str, load: Any, folder: str, **options: Any) -> Any:

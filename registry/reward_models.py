@@ -82,7 +82,7 @@ def load_reward_model(artifact: Artifact) -> tuple[Any, Any]:
     else:
         from peft import PeftModel
 
-        below = load_language_model(artifact.one("from"))
+        below = load_language_model(artifact.start)
         model = PeftModel.from_pretrained(with_score_head(below.model, 0), str(artifact.folder / ADAPTER))
     return model.to(device()).eval(), load_tokenizer(artifact)
 
@@ -176,6 +176,8 @@ def classifier_scores(artifact: Artifact, batch: int) -> Scores:
 def _scores(
     artifact: Artifact, model: Any, tokenizer: Any, batch: int, chosen: Callable[[torch.Tensor], torch.Tensor]
 ) -> Scores:
+    while "experts" in artifact.inputs:  # a soup reads what its experts read
+        artifact = artifact.inputs["experts"][0]
     longest = reads(model, tokenizer, int(artifact.fields["max_length"]))
 
     def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import Message, shown
+from specs.calibration import Calibrate
+from specs.preference_training import AutoregressiveRewardModel
 from specs.problems import UserError
 from specs.rewards import Classifier, Length, Lexicon, PythonReward, Weighted
 
@@ -31,11 +33,19 @@ def _scorer(artifact: Artifact, batch: int) -> Score:
             return _python(artifact.name, target)
         case Weighted():
             return _weighted(artifact, batch)
+        case Calibrate():
+            from registry.calibration import calibrated_scores
+
+            return calibrated_scores(artifact, scorer(artifact.one("reward"), batch=batch))
+        case AutoregressiveRewardModel():
+            from registry.autoregressive_rewards import autoregressive_scores
+
+            return autoregressive_scores(artifact, batch)
         case Classifier():
             from registry.reward_models import classifier_scores
 
             return classifier_scores(artifact, batch)
-        case _:
+        case _:  # a reward model, or a soup of them
             from registry.reward_models import trained_scores
 
             return trained_scores(artifact, batch)

@@ -41,6 +41,8 @@ class Pair:
     rejected: str
     chosen_finished: bool = True
     """Whether the chosen answer came to its end, or was cut off by a limit on its tokens."""
+    rejected_finished: bool = True
+    """The same of the rejected one."""
 
 
 Row = TypeVar("Row", bound=Pair | Prompt)

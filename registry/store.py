@@ -87,6 +87,11 @@ def building(home: Path, kind: str, fingerprint: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def scratch_of(home: Path, kind: str, fingerprint: str) -> Path:
+    """The folder for what is to outlive a build that dies (checkpoints); it goes when the artifact is published."""
+    return folder_of(home, kind, fingerprint).with_name(f".{fingerprint[:16]}.scratch")
+
+
 def publish(home: Path, kind: str, fingerprint: str, built: Path, record: dict[str, Any]) -> Stored:
     """Makes what lies in `built` the artifact: digests, record, sync, rename."""
     import shutil
@@ -106,6 +111,7 @@ def publish(home: Path, kind: str, fingerprint: str, built: Path, record: dict[s
             shutil.rmtree(final)
         built.rename(final)
         _sync(final.parent)
+        shutil.rmtree(scratch_of(home, kind, fingerprint), ignore_errors=True)
     return Stored(final, record)
 
 

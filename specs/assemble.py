@@ -1,26 +1,25 @@
 """From files to one tree: `extends`, `--set` and `sweep` are worked out before anything is validated.
 
 `extends` names one parent file; mappings merge deeply, other values replace, and a mapping with
-`replace: true` inherits nothing. `--set a.b=c` writes one value. `sweep` on a stage makes one stage for each
-combination, named `bon[n=4]`. Every value keeps the place where it was written.
+`replace: true` inherits nothing. `--set a.b=c` writes one value. Stages that stand for several are then spread out
+(`specs.spread`). Every value keeps the place where it was written.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 from pathlib import Path as FilePath
 from typing import Any
 
 from specs.problems import Mark, Path, Problem, SpecError
 from specs.sources import origin
+from specs.spread import spread
 from specs.yaml_tree import Positions, Tree, parse_yaml, read_yaml
 
 
 def assemble(path: FilePath, overrides: list[str]) -> tuple[dict[str, Any], Positions, list[Problem]]:
     """The study's tree with everything merged and every sweep spread out, the places of its values, and what is wrong
-    with its sweeps (whose stages are then left out). Raises `SpecError` where there is no tree."""
+    with stages that stand for several (which are then left out). Raises `SpecError` where there is no tree."""
     tree, positions = _extended(path, ())
     for override in overrides:
         _set(tree, positions, override)
@@ -32,13 +31,7 @@ def assemble(path: FilePath, overrides: list[str]) -> tuple[dict[str, Any], Posi
         message = "brackets name the members of a `sweep:`; write the sweep, or a name without them"
         problems.append(Problem(positions.nearest(("stages", name), "key"), ("stages", name), message))
         del stages[name]
-    if any("sweep" in stage for stage in _mappings(stages)):
-        places = _places_by_stage(positions)
-        tree["stages"] = {
-            name: stage
-            for key, value in stages.items()
-            for name, stage in _swept(key, value, places.get(key, []), positions, problems)
-        }
+    tree["stages"] = spread(stages, positions, problems)
     return tree, positions, problems
 
 
@@ -117,58 +110,3 @@ def _set(tree: dict[str, Any], positions: Positions, override: str) -> None:
             raise SpecError([Problem(mark, path[: i + 1], "is not a mapping, so nothing inside it can be set")])
     node[path[-1]] = value
     positions[path, "key"] = positions[path, "value"] = mark
-
-
-Places = list[tuple[Path, str, Mark]]
-
-
-def _places_by_stage(positions: Positions) -> dict[str | int, Places]:
-    places: dict[str | int, Places] = {}
-    for (path, part), mark in positions.items():
-        if path[:1] == ("stages",) and len(path) > 1:
-            places.setdefault(path[1], []).append((path[2:], part, mark))
-    return places
-
-
-def _swept(
-    name: str, stage: Tree, places: Places, positions: Positions, problems: list[Problem]
-) -> list[tuple[str, Tree]]:
-    if not isinstance(stage, dict) or "sweep" not in stage:
-        return [(name, stage)]
-    sweep = stage["sweep"]
-    path: Path = ("stages", name, "sweep")
-
-    def wrong(path: Path, message: str) -> list[tuple[str, Tree]]:
-        problems.append(Problem(positions.nearest(path), path, message))
-        return []
-
-    if not isinstance(sweep, dict) or not sweep:
-        return wrong(path, "names fields and their values: `{n: [2, 4, 8]}`")
-    for key, values in sweep.items():
-        if not isinstance(values, list) or not values:
-            return wrong((*path, key), "a list of values")
-        if any(isinstance(v, (dict, list)) or v is None or not _MEMBER.fullmatch(_show(v)) for v in values):
-            return wrong((*path, key), "each value is a number, a name or true/false")
-        if len(set(map(str, values))) < len(values):
-            return wrong((*path, key), "the same value twice")
-        if key in stage:
-            return wrong((*path, key), f"`{key}` is set on the stage as well; keep one")
-    members = []
-    for choice in itertools.product(*(enumerate(values) for values in sweep.values())):
-        chosen = {key: value for key, (_, value) in zip(sweep, choice, strict=True)}
-        member = f"{name}[{','.join(f'{k}={_show(v)}' for k, v in chosen.items())}]"
-        here: Path = ("stages", member)
-        positions.update({((*here, *inner), part): mark for inner, part, mark in places})
-        for key, (i, _) in zip(sweep, choice, strict=True):
-            # `nearest`: of what `--set` or an alias brought in, the inner places are not known.
-            positions[(*here, key), "key"] = positions.nearest((*path, key), "key")
-            positions[(*here, key), "value"] = positions.nearest((*path, key, i))
-        members.append((member, {k: v for k, v in stage.items() if k != "sweep"} | chosen))
-    return members
-
-
-_MEMBER = re.compile(r"[A-Za-z0-9_.+-]+")
-
-
-def _show(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

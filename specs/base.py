@@ -49,6 +49,10 @@ class NotIdentity:
     """Marks a field that judges or presents a result and so bears no identity (never hashed)."""
 
 
+class Internal:
+    """Marks a field that the loader alone writes."""
+
+
 class MayNameEnvironment:
     """Marks a text field in which `${env:NAME}` stands for an environment variable's value."""
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from datetime import UTC
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -17,10 +17,18 @@ class Execution(Spec):
     """GPUs a stage takes. Each stage waits for that many slots of the concurrency limit `gpu-<host>`."""
     threads: Count | None = None
     """Processor threads of a stage; all cores if absent."""
+    processes: Count | None = None
+    """Processes that train a stage together, each on its share of every batch; if absent, one for each of the `gpus`."""
+    sharding: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    """How several GPUs hold the model: each whole (DDP), or a part each (FSDP; DeepSpeed's ZeRO-2, which is installed apart)."""
     rows: Count = 64
     """Sequences that the sampler and the scorers keep in one batch. It changes speed and memory, not who gets which draw."""
     micro_batch: Count = 4
     """Sequences in one training forward pass; gradients accumulate up to the stage's `batch_size`."""
+    gradient_checkpointing: Flag | None = None
+    """Whether training keeps fewer activations and computes them again (less memory, a third more time); if absent, on GPUs."""
+    checkpoint_every: Duration = "10m"
+    """How often a training stage saves what it needs to go on from there after its process has died."""
     retries: WholeNumber = 2
     """How often a stage is tried again after a passing fault (lost connection, worker killed by the system)."""
     timeout: Duration | None = None

@@ -40,6 +40,7 @@ class Label(Stage):
     """Preference pairs made of sampled responses by a reward: best against worst, second best against second worst, ..."""
 
     produces: ClassVar[str] = "preference pairs"
+    version: ClassVar[int] = 2
 
     do: Literal["label"]
     responses: Responses

@@ -27,8 +27,9 @@ from specs.base import (
     Spec,
     environment_names,
 )
+from specs.graph import Graph, graph_problems
 from specs.problems import Mark, Path, Problem, SpecError, did_you_mean
-from specs.study import SECTIONS, AnyStage, Graph, Study, entries, graph_problems
+from specs.study import SECTIONS, AnyStage, Study, entries
 from specs.yaml_tree import Positions
 
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from specs.base import NotIdentity
+from specs.graph import Graph, Node
 from specs.problems import show_path
 from specs.references import references, renamed
 from specs.stage import Seeded
-from specs.study import Graph, Node, Study, entries
+from specs.study import Study, entries
 
 State = Literal["cached", "run", "blocked"]
 

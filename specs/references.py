@@ -26,11 +26,16 @@ class Accepts:
 
     types: tuple[str, ...]
     use: Use = "training"
+    words: str = ""
+    """What it takes, for messages, where the types are too many to list."""
 
 
 ReferenceText = Annotated[
     str, form(r"^[A-Za-z][A-Za-z0-9_.=,\[\]+-]*$", "a reference is a name, `prompts.train` or `bon[n=4]`")
 ]
+
+REWARDS = ("reward", "calibrated reward", "autoregressive reward model")
+"""What gives a prompt and an answer one number."""
 
 LanguageModel = Annotated[ReferenceText, Accepts(("language model",))]
 """Something with weights: an external model or what a training stage made."""
@@ -39,10 +44,15 @@ Policy = Annotated[ReferenceText, Accepts(("language model", "decoding rule"), "
 PreferencePairs = Annotated[ReferenceText, Accepts(("preference pairs",))]
 Prompts = Annotated[ReferenceText, Accepts(("prompts",))]
 Responses = Annotated[ReferenceText, Accepts(("responses",))]
-TrainingReward = Annotated[ReferenceText, Accepts(("reward",), "training")]
-GuidanceReward = Annotated[ReferenceText, Accepts(("reward",), "guidance")]
-EvaluationReward = Annotated[ReferenceText, Accepts(("reward",), "evaluation")]
-AnyReward = Annotated[ReferenceText, Accepts(("reward",), "evaluation")]
+PairsOrPrompts = Annotated[ReferenceText, Accepts(("preference pairs", "prompts"))]
+PairsOrResponses = Annotated[ReferenceText, Accepts(("preference pairs", "responses"))]
+TrainingReward = Annotated[ReferenceText, Accepts(REWARDS, "training", "a reward")]
+GuidanceReward = Annotated[ReferenceText, Accepts(REWARDS, "guidance", "a reward")]
+EvaluationReward = Annotated[ReferenceText, Accepts(REWARDS, "evaluation", "a reward")]
+CalibratedReward = Annotated[ReferenceText, Accepts(("calibrated reward",), "training")]
+Experts = Annotated[ReferenceText, Accepts(("language model", "reward"))]
+"""What a soup is made of: all language models, or all reward models."""
+AnyReward = Annotated[ReferenceText, Accepts(REWARDS, "evaluation", "a reward")]
 """A reward inside another: what it may be used for follows from where the outer one is used."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from specs.base import FORMS
+from specs.base import FORMS, Internal
 from specs.load import models_of
 from specs.problems import did_you_mean
 from specs.study import SECTIONS, AnyStage, Study
@@ -52,6 +52,9 @@ def language() -> dict[str, Any]:
             definition["description"] = " ".join((model.__doc__ or "").split())
             for key, text in descriptions(model).items():
                 definition["properties"][key]["description"] = text
+            for key, field in model.model_fields.items():
+                if any(isinstance(m, Internal) for m in field.metadata):
+                    definition["properties"].pop(field.alias or key)
     for model in models_of(AnyStage):
         definition = made["$defs"][model.__name__]
         definition["properties"]["sweep"] = {
@@ -62,7 +65,7 @@ def language() -> dict[str, Any]:
         # A field that the sweep sets is not missing.
         definition["if"] = {"required": ["sweep"]}
         definition["else"] = {"required": definition.pop("required")}
-        definition["required"] = [k for k in ("do", "method") if k in definition["properties"]]
+        definition["required"] = [k for k in ("do", "method", "loss") if k in definition["properties"]]
     return made
 
 
@@ -157,8 +160,8 @@ def _children(made: dict[str, Any], node: dict[str, Any]) -> dict[str, dict[str,
     found = {}
     for option in node.get("oneOf", []):
         target = _resolve(made, option)
-        if "oneOf" in target:  # a union inside: `decode` by method
-            found["decode"] = target
+        if "oneOf" in target:  # a union inside: `decode` by method, `prefix_scorer` by loss
+            found[_resolve(made, target["oneOf"][0])["properties"]["do"]["const"]] = target
         else:
             found[target["properties"][node["discriminator"]["propertyName"]]["const"]] = target
     return found

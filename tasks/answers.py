@@ -2,23 +2,31 @@
 
 A policy is a language model and a rule. Policies over the same model and sampling distribution share one generation:
 draw j of a prompt is the same text for all of them, so best-of-2 chooses among half the candidates of best-of-4 and the
-plain policy's answers are the first of both.
+plain policy's answers are the first of both. Soups of the same experts are drawn in one batch, each row with weights of
+its own, so that a whole grid costs little more than one policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import decode_answer, encode_prompt
 from registry.language_models import context_length, load_language_model
 from registry.rows import Prompt
+from registry.updates import expert_of, soup_weights
 from specs.execution import Execution
 from specs.generation import DecodeBestOfN, DecodeGreedy, DecodeSample
 from specs.problems import UserError
+from specs.soup import Soup
 from tasks.job import Log
 from tasks.memory import free_memory
+from tasks.row_lora import install
 from tasks.sampler import sample
 from tasks.scores import Scores
 
@@ -30,6 +38,9 @@ class Answer:
     text: str
     tokens: int
     finished: bool
+
+
+Source = tuple[str, float, int, float]
 
 
 @dataclass(frozen=True)
@@ -44,9 +55,22 @@ class Rule:
     reward: Artifact | None = None
 
     @property
-    def source(self) -> tuple[str, float, int, float]:
+    def source(self) -> Source:
         """What decides the draws: rules with the same source share them."""
         return (self.model.fingerprint, self.temperature, self.top_k, self.top_p)
+
+    @property
+    def batch(self) -> Source:
+        """What can be drawn at once: one source, or soups of the same experts."""
+        if not self.is_mixed:
+            return self.source
+        experts = "+".join(expert.fingerprint for expert in self.model.inputs["experts"])
+        return (f"soup of {experts}", self.temperature, self.top_k, self.top_p)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the model is a sum of updates, which each row of a batch may weigh otherwise."""
+        return isinstance(self.model.entry, Soup) and self.model.entry.rule == "delta"
 
 
 def rule_of(policy: Artifact) -> Rule:
@@ -71,50 +95,77 @@ def answer(
     execution: Execution,
     log: Log,
     scores: Scores,
+    stream: str = "",
 ) -> list[list[list[Answer]]]:
-    """`[policy][prompt][sample]`. One model is in memory at a time."""
+    """`[policy][prompt][sample]`. One model is in memory at a time. `stream` names random numbers of one's own, which
+    no other draw shares."""
     rules = [rule_of(policy) for policy in policies]
-    candidates: dict[tuple[str, float, int, float], list[list[Answer]]] = {}
-    for source in dict.fromkeys(r.source for r in rules):
-        group = [r for r in rules if r.source == source]
+    candidates: dict[Source, list[list[Answer]]] = {}
+    for batch in dict.fromkeys(r.batch for r in rules):
+        group = [r for r in rules if r.batch == batch]
+        sources = list({r.source: r for r in group}.values())
         draws = 1 if group[0].temperature == 0 else samples * max(r.n for r in group)
-        candidates[source] = _draw(group[0], prompts, draws, max_new_tokens, seed, execution, log)
+        drawn = draw(sources, prompts, draws, max_new_tokens, seed, execution, log, stream=stream)
+        candidates |= {r.source: found for r, found in zip(sources, drawn, strict=True)}
         free_memory()
     return [_choose(rule, prompts, candidates[rule.source], samples, scores) for rule in rules]
 
 
-def _draw(
-    rule: Rule,
+def draw(
+    rules: Sequence[Rule],
     prompts: Sequence[Prompt],
     draws: int,
     max_new_tokens: int,
     seed: int,
     execution: Execution,
     log: Log,
-) -> list[list[Answer]]:
-    loaded = load_language_model(rule.model)
+    *,
+    stream: str = "",
+) -> list[list[list[Answer]]]:
+    """`[rule][prompt][draw]` of rules with one `batch`: of their models and distribution; what else a rule says is not
+    applied."""
+    model = rules[0].model
+    shared = model.start if rules[0].is_mixed else model
+    loaded = load_language_model(shared)
     encoded = [encode_prompt(loaded.tokenizer, p.messages) for p in prompts]
     longest = max(map(len, encoded))
     if longest + max_new_tokens > context_length(loaded.model):
         raise UserError(
-            f"`{rule.model.name}` reads {context_length(loaded.model)} tokens, and the longest prompt has {longest} "
+            f"`{model.name}` reads {context_length(loaded.model)} tokens, and the longest prompt has {longest} "
             f"before {max_new_tokens} new ones; shorten the prompts or `max_new_tokens`"
         )
-    drawn = sample(
-        loaded.model,
-        encoded,
-        keys=keys(prompts),
-        samples=draws,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-        eos_ids=loaded.eos_ids,
-        temperature=rule.temperature,
-        top_k=rule.top_k,
-        top_p=rule.top_p,
-        rows=execution.rows,
-        on_progress=lambda done, total: log.progress(done, total, "responses"),
-    )
-    return [[Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished) for s in row] for row in drawn]
+    with _mixed(rules, loaded.model, len(prompts)) as on_rows:
+        drawn = sample(
+            loaded.model,
+            encoded * len(rules),
+            keys=keys(prompts, stream) * len(rules),
+            samples=draws,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            eos_ids=loaded.eos_ids,
+            temperature=rules[0].temperature,
+            top_k=rules[0].top_k,
+            top_p=rules[0].top_p,
+            rows=execution.rows,
+            on_progress=lambda done, total: log.progress(done, total, "responses"),
+            on_rows=on_rows,
+        )
+    rows = [[Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished) for s in row] for row in drawn]
+    return [rows[start : start + len(prompts)] for start in range(0, len(rows), len(prompts))]
+
+
+@contextmanager
+def _mixed(rules: Sequence[Rule], model: Any, prompts: int) -> Iterator[Callable[[Sequence[int]], None] | None]:
+    """The experts of soups laid on the model that they share; what is yielded gives each row of a batch its weights. The
+    prompts stand in the batch once for each rule, rule after rule."""
+    first = rules[0].model
+    if not rules[0].is_mixed:
+        yield None
+        return
+    experts = [expert_of(artifact, first.start).update for artifact in first.inputs["experts"]]
+    table = torch.tensor([soup_weights(rule.model) for rule in rules])
+    with install(model, experts) as weights:
+        yield lambda rows: weights.set(table[[row // prompts for row in rows]])
 
 
 def _choose(
@@ -141,11 +192,11 @@ def best_draw(rewards: Sequence[float], sample: int, samples: int) -> int:
     return max(range(sample, len(rewards), samples), key=lambda j: (rewards[j], -j))
 
 
-def keys(prompts: Sequence[Prompt]) -> list[str]:
-    """What a prompt's random numbers belong to: its content, and which of its repetitions it is."""
+def keys(prompts: Sequence[Prompt], stream: str = "") -> list[str]:
+    """What a prompt's random numbers belong to: its content, which of its repetitions it is, and the stream."""
     seen: dict[str, int] = {}
     result = []
     for prompt in prompts:
         seen[prompt.id] = seen.get(prompt.id, -1) + 1
-        result.append(f"{prompt.id}/{seen[prompt.id]}")
+        result.append(f"{prompt.id}/{seen[prompt.id]}" + (f"/{stream}" if stream else ""))
     return result

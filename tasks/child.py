@@ -62,11 +62,14 @@ class Request:
     """`module:function`"""
     artifact: Any
     out: Path
+    scratch: Path
     execution: Any
     log_file: Path
     devices: str | None
     """The value of CUDA_VISIBLE_DEVICES, or None to leave it."""
     python_path: tuple[str, ...] = ()
+    processes: int = 1
+    """How many run the body together."""
 
 
 def context() -> Any:
@@ -181,23 +184,33 @@ def _child(sender: Connection, request: Request) -> None:
             sender.send(event)
 
     send(("began", None))
-    outcome = _outcome(request, Log(send))
+    job = Job(request.artifact, request.out, request.scratch, request.execution, Log(send))
+    outcome = outcome_of(request.body, job) if request.processes == 1 else _together(request, job, send)
     with suppress(OSError):  # a full disk loses lines of the log and not the result
         sys.stdout.flush()  # at the next word the parent kills this process
         sys.stderr.flush()
     send(outcome)
 
 
-def _outcome(request: Request, log: Log) -> Event:
+def _together(request: Request, job: Job, send: Callable[[Event], None]) -> Event:
+    from tasks.distributed import launch
+
+    try:
+        return launch(request.body, job, request.processes, send)
+    except UnfitError as error:
+        return "failed", ("unfit", str(error), "")
+
+
+def outcome_of(body: str, job: Job) -> Event:
     """Runs the body; its result or its failure as the last event."""
     try:
-        result = _body(request.body)(Job(request.artifact, request.out, request.execution, log))
+        result = _body(body)(job)
     except UserError as error:
         return "failed", ("user", str(error), "")
     except UnfitError as error:
         return "failed", ("unfit", str(error), "")
     except BaseException as error:
-        if fault := _disk_fault(error, request.out):
+        if fault := _disk_fault(error, job.out):
             return "failed", ("unfit", fault, "")
         traceback.print_exc()
         return "failed", ("defect", f"{type(error).__name__}: {error}", traceback.format_exc())

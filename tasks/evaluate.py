@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from registry.artifacts import Artifact
 from registry.methods.comparison import Interval, interval, win_rates
 from registry.rows import Prompt
+from registry.updates import soup_weights
+from specs.soup import Soup
 from tasks.answers import Answer, answer
 from tasks.evaluation_table import EVALUATION, GENERATIONS
 from tasks.inputs import prompts_of, write_lines
@@ -62,11 +64,7 @@ def evaluate(job: Job) -> Result:
                 "length": measured(lengths[i].mean(axis=1))._asdict(),
                 "finished": float(np.mean([a.finished for row in answers[i] for a in row])),
                 "rewards": [
-                    {
-                        "reward": measured(scores[i].mean(axis=1))._asdict(),
-                        "difference": measured(scores[i].mean(axis=1) - scores[reference].mean(axis=1))._asdict(),
-                        "win_rate": measured(win_rates(scores[i], scores[reference]))._asdict(),
-                    }
+                    {name: measured(values)._asdict() for name, values in _found(policies, i, reference, scores).items()}
                     for scores in rewards
                 ],
             }
@@ -78,6 +76,30 @@ def evaluate(job: Job) -> Result:
     (job.out / EVALUATION).write_text(text + "\n", encoding="utf-8")
     write_lines(job.out / GENERATIONS, _generations(prompts, answers, rewards))
     return Result()
+
+
+def _found(policies: Sequence[Artifact], i: int, reference: int, scores: Sequence[Array]) -> dict[str, Array]:
+    """By prompt, what a policy's rewards say of it."""
+    means = [rewards.mean(axis=1) for rewards in scores]
+    found = {
+        "reward": means[i],
+        "difference": means[i] - means[reference],
+        "win_rate": win_rates(scores[i], scores[reference]),
+    }
+    gap = _lmc_gap(policies, policies[i], means, means[i])
+    return found if gap is None else found | {"lmc_gap": gap}
+
+
+def _lmc_gap(policies: Sequence[Artifact], soup: Artifact, means: Sequence[Array], mean: Array) -> Array | None:
+    """Of a soup whose experts are among the policies: how far it lies above the chord between them (linear mode
+    connectivity: R(sum of l_i theta_i) >= sum of l_i R(theta_i), Ramé et al., arXiv 2306.04488)."""
+    if not isinstance(soup.entry, Soup):
+        return None
+    places = {policy.fingerprint: i for i, policy in enumerate(policies)}
+    experts = [places.get(expert.fingerprint, -1) for expert in soup.inputs["experts"]]
+    if min(experts) < 0:
+        return None
+    return mean - sum(w * means[e] for w, e in zip(soup_weights(soup), experts, strict=True))
 
 
 def _judged(

@@ -30,6 +30,8 @@ class Evaluation:
                 row: dict[str, Any] = {"policy": name, "against": self.reference, "judged_by": reward}
                 for what in ("reward", "difference", "win_rate"):
                     row |= _spread(what, found[what])
+                if "lmc_gap" in found:
+                    row |= _spread("lmc_gap", found["lmc_gap"])
                 row |= _spread("length", policy["length"]) | {"finished": policy["finished"]}
                 row["prompts"] = self.results["prompts"]
                 row["samples_per_prompt"] = self.results["samples_per_prompt"]
@@ -48,9 +50,10 @@ class Evaluation:
         found: dict[str, float] = {}
         for row in self.rows():
             policy, reward = _metric_name(row["policy"]), row["judged_by"]
-            for what in ("reward", "difference", "win_rate"):
+            for what in ("reward", "difference", "win_rate", "lmc_gap"):
                 for end in ("", "_low", "_high"):
-                    found[f"{policy}/{what}{end}/{reward}"] = row[f"{what}{end}"]
+                    if f"{what}{end}" in row:
+                        found[f"{policy}/{what}{end}/{reward}"] = row[f"{what}{end}"]
             for key in ("length", "length_low", "length_high", "finished"):
                 found[f"{policy}/{key}"] = row[key]
         return found

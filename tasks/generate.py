@@ -70,6 +70,7 @@ def label_responses(job: Job) -> Result:
                 "chosen": some[best],
                 "rejected": some[worst],
                 "chosen_finished": row["responses"][best]["finished"],
+                "rejected_finished": row["responses"][worst]["finished"],
                 "reward_chosen": values[best],
                 "reward_rejected": values[worst],
             }

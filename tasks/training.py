@@ -1,24 +1,25 @@
-"""What both trainers share: tokenised pairs, TRL's arguments, adapters, and metrics sent as they come."""
+"""What training stages share before they train: tokenised rows, the trainer's arguments, adapters."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import set_seed
 
 from registry.dialogue_text import Message, cut_left, encode_answer, encode_prompt
+from registry.language_models import LanguageModel, load_language_model
 from registry.reward_models import reads, unused_id
-from registry.rows import percent, too_many
+from registry.rows import Pair, percent, too_many
 from specs.data import Data
 from specs.problems import UserError
 from specs.training import Training
-from tasks.inputs import TRAINING, write_lines
-from tasks.job import Job, Log
+from tasks.job import Job
 
 Answers = Sequence[tuple[Sequence[Message], str, bool]]
 """The answers of one row that are learnt together: prompt, text, and whether it is finished (an unfinished one is
@@ -28,12 +29,15 @@ Tokenised = list[tuple[list[int], list[int]]]
 """`(prompt tokens, answer tokens)` of each answer of a row."""
 
 
-def training_rows(job: Job, model: Any, tokenizer: Any, rows: Sequence[Answers]) -> tuple[list[Tokenised], int]:
-    """What the stage trains on, and how many rows were dropped as too long. A `UserError` if they are more than the
-    data's `max_dropped`; what a stage made has no such setting, and 1 % may go."""
-    data = job.one("data")
+def training_rows(
+    job: Job, model: Any, tokenizer: Any, rows: Sequence[Answers], *, slot: str = "data", one_prompt: bool = False
+) -> tuple[list[Tokenised], list[int]]:
+    """What the stage trains on, and which of the rows those are; the others were dropped as too long. A `UserError` if
+    they are more than the data's `max_dropped`; what a stage made has no such setting, and 1 % may go. With `one_prompt`
+    the answers of a row keep one prompt, cut to leave room for the longest of them."""
+    data = job.one(slot)
     longest = reads(model, tokenizer, job.entry.max_length)
-    kept = tokenised(tokenizer, rows, longest, job.entry.too_long)
+    kept, numbers = tokenised(tokenizer, rows, longest, job.entry.too_long, one_prompt=one_prompt)
     dropped = len(rows) - len(kept)
     external = isinstance(data.entry, Data)
     allowed = data.entry.max_dropped if isinstance(data.entry, Data) else "1%"
@@ -46,22 +50,49 @@ def training_rows(job: Job, model: Any, tokenizer: Any, rows: Sequence[Answers])
             *(["raise `max_dropped`"] if external else []),
         ]
         raise UserError(
-            f"{where}: {dropped} of {len(rows)} pairs ({percent(dropped, len(rows))}) are longer than {longest} tokens"
+            f"{where}: {dropped} of {len(rows)} rows ({percent(dropped, len(rows))}) are longer than {longest} tokens"
             f"{', all that the model reads' if limited else ''}; {allowed} may be dropped; {' or '.join(remedies)}"
         )
     if not kept:
-        raise UserError(f"{where}: no pair is left to train on")
-    return kept, dropped
+        raise UserError(f"{where}: no row is left to train on")
+    return kept, numbers
 
 
-def tokenised(tokenizer: Any, rows: Sequence[Answers], longest: int, too_long: str) -> list[Tokenised]:
-    """The rows as tokens, those with an answer that is too long left out or cut."""
-    kept = []
-    for row in rows:
+def tokenised(
+    tokenizer: Any, rows: Sequence[Answers], longest: int, too_long: str, *, one_prompt: bool = False
+) -> tuple[list[Tokenised], list[int]]:
+    """The rows as tokens, those with an answer that is too long left out or cut, and their numbers."""
+    kept, numbers = [], []
+    for number, row in enumerate(rows):
         encoded = [(encode_prompt(tokenizer, p), encode_answer(tokenizer, p, a, finished=end)) for p, a, end in row]
+        most = max(len(a) for _, a in encoded)
+        if one_prompt and most >= longest:
+            continue  # not even the longest answer fits
         if too_long == "truncate_left" or max(len(p) + len(a) for p, a in encoded) <= longest:
-            kept.append([cut_left(tokenizer, p, a, longest) for p, a in encoded])
-    return kept
+            if one_prompt:
+                prompt, _ = cut_left(tokenizer, encoded[0][0], [0] * most, longest)
+                kept.append([(prompt, list(a)) for _, a in encoded])
+            else:
+                kept.append([cut_left(tokenizer, p, a, longest) for p, a in encoded])
+            numbers.append(number)
+    return kept, numbers
+
+
+def load_start(job: Job) -> LanguageModel:
+    """The model that the stage goes on from, in the precision it will be trained in. From here on random numbers (new
+    adapters, dropout, the order of rows) follow from the stage's seed, whatever was drawn before."""
+    set_seed(job.seed)
+    return load_language_model(job.start, precision="fp32" if job.entry.lora is None else None)
+
+
+def pair_answers(pairs: Sequence[Pair]) -> list[Answers]:
+    """Both answers of each pair; one that was cut off is given no end."""
+    return [[(p.prompt, p.chosen, p.chosen_finished), (p.prompt, p.rejected, p.rejected_finished)] for p in pairs]
+
+
+def numbered(columns: Sequence[dict[str, Any]]) -> Dataset:
+    """The trainer's data set, its rows numbered for messages."""
+    return Dataset.from_list([{**c, "row": i} for i, c in enumerate(columns)])
 
 
 def pad_apart(tokenizer: Any, model: Any, rows: Sequence[Sequence[int]]) -> None:
@@ -83,17 +114,23 @@ def lora_config(entry: Training, task: str, **options: Any) -> LoraConfig | None
     )
 
 
-def arguments(job: Job, scratch: Path, rows: int, precision: str) -> dict[str, Any]:
-    """TRL configuration fields that every trainer takes. What is trained is fp32 (adapters, or all weights); with
-    bf16 the forward pass runs under autocast, which on a processor is three times faster than adapters in fp32."""
+def arguments(job: Job, rows: int, precision: str, *, each: int = 1) -> dict[str, Any]:
+    """Configuration fields that every trainer takes; it counts `each` sequences to a row. What is trained is fp32 (adapters,
+    or all weights); with bf16 the forward pass runs under autocast, which on a processor is three times faster than
+    adapters in fp32."""
     entry = job.entry
-    micro = _micro_batch(entry.batch_size, job.execution.micro_batch)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    share, rest = divmod(entry.batch_size * each, processes)
+    if rest:
+        raise UserError(f"`batch_size: {entry.batch_size}` does not divide among {processes} processes; change one of them")
+    micro = _micro_batch(share, job.execution.micro_batch)
     steps = math.ceil(entry.epochs * math.ceil(rows / entry.batch_size))
     cuda = torch.cuda.is_available()
+    recompute = job.execution.gradient_checkpointing
     return {
-        "output_dir": str(scratch),
+        "output_dir": str(job.scratch / "checkpoints"),
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": entry.batch_size // micro,
+        "gradient_accumulation_steps": share // micro,
         "num_train_epochs": entry.epochs,
         "learning_rate": entry.learning_rate,
         "lr_scheduler_type": "linear",
@@ -104,15 +141,18 @@ def arguments(job: Job, scratch: Path, rows: int, precision: str) -> dict[str, A
         "logging_steps": max(1, steps // 50),
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would put a mean in the place of a loss that is none
-        "save_strategy": "no",
+        "save_strategy": "no",  # the clock asks for checkpoints
+        "save_total_limit": 1,
         "eval_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
         "seed": job.seed,
         "data_seed": job.seed,
         "use_cpu": not cuda,
+        "ddp_backend": None if cuda or processes == 1 else "gloo",
+        "ddp_find_unused_parameters": False,
         "bf16": precision == "bf16",
-        "gradient_checkpointing": cuda,
+        "gradient_checkpointing": cuda if recompute is None else recompute,
         "dataloader_pin_memory": cuda,
     }
 
@@ -120,33 +160,3 @@ def arguments(job: Job, scratch: Path, rows: int, precision: str) -> dict[str, A
 def _micro_batch(batch: int, wanted: int) -> int:
     """The largest divisor of the batch that is at most `wanted`."""
     return max(d for d in range(1, min(batch, wanted) + 1) if batch % d == 0)
-
-
-class Report(TrainerCallback):
-    """Sends the trainer's logs and its progress to the stage's log."""
-
-    def __init__(self, log: Log):
-        self.log = log
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        values = {f"train/{k}": float(v) for k, v in (logs or {}).items() if isinstance(v, (int, float))}
-        lost = [name for name, value in values.items() if not math.isfinite(value)]
-        if lost:
-            raise UserError(
-                f"training diverged: {lost[0]} is {values[lost[0]]} at step {state.global_step}; lower `learning_rate`"
-            )
-        if "train/loss" in values:
-            self.log.metrics(state.global_step, values)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.log.progress(state.global_step, state.max_steps, "steps")
-
-
-def history(trainer: Any, out: Path) -> dict[str, float]:
-    """Writes the curve of training, and returns its first and last logged loss."""
-    curve = [entry for entry in trainer.state.log_history if "loss" in entry]
-    write_lines(out / TRAINING, [{k: v for k, v in e.items() if isinstance(v, (int, float))} for e in curve])
-    losses = [entry["loss"] for entry in curve]
-    if not losses:
-        return {}
-    return {"train/first_loss": float(losses[0]), "train/last_loss": float(losses[-1])}

@@ -139,6 +139,7 @@ class View:
             entry=step.node.entry,
             payload=step.payload,
             fingerprint=step.fingerprint,
+            produces=step.node.produces,
             part=step.node.part,
             folder=folder,
             inputs={slot: tuple(some) for slot, some in by_slot.items()},

@@ -22,6 +22,16 @@ from tasks.view import View
 BODIES = {
     "sft": "tasks.train_sft:train_sft",
     "reward_model": "tasks.train_reward_model:train_reward_model",
+    "autoregressive_reward_model": "tasks.train_autoregressive_reward_model:train_autoregressive_reward_model",
+    "calibrate": "tasks.calibrate:calibrate",
+    "rrhf": "tasks.train_rrhf:train_rrhf",
+    "raft": "tasks.train_raft:train_raft",
+    "dpo": "tasks.train_dpo:train_dpo",
+    "qrpo": "tasks.train_qrpo:train_qrpo",
+    "rl": "tasks.train_rl:train_rl",
+    "bond": "tasks.train_bond:train_bond",
+    "prefix_scorer": "tasks.train_prefix_scorer:train_prefix_scorer",
+    "soup": "tasks.average_experts:average_experts",
     "sample": "tasks.generate:sample_responses",
     "label": "tasks.generate:label_responses",
     "evaluate": "tasks.evaluate:evaluate",
@@ -71,6 +81,7 @@ def build(view: View, name: str, into: Path | None = None, **execution: Any) -> 
     out.mkdir(parents=True)
     events: list[Event] = []
     module, function = BODIES[artifact.entry.kind_name].split(":")
-    job = Job(artifact, out, Execution(**{"threads": 1} | execution), Log(events.append))
+    scratch = out.with_name(f"{out.name}.scratch")
+    job = Job(artifact, out, scratch, Execution(**{"threads": 1} | execution), Log(events.append))
     result = getattr(importlib.import_module(module), function)(job)
     return Built(dataclasses.replace(artifact, folder=out), result.metrics, events)

@@ -82,7 +82,9 @@ stages:
   rm: {{do: reward_model, from: base, data: few, test: test, max_length: 32, too_long: truncate_left}}
 """
     artifact = view(tmp_path, text).artifact("rm")
-    metrics = train_reward_model(Job(artifact, tmp_path, Execution(threads=1), Log(lambda event: None))).metrics
+    metrics = train_reward_model(
+        Job(artifact, tmp_path, tmp_path / "scratch", Execution(threads=1), Log(lambda event: None))
+    ).metrics
     assert metrics["test/pairs"] == 497
     lengths = [
         [len(row[side].rpartition("\n\nAssistant:")[2].strip()) for side in ("chosen", "rejected")]

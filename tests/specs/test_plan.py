@@ -71,6 +71,8 @@ RUNTIME = [
     ("execution/micro_batch", 1),
     ("execution/retries", 0),
     ("execution/timeout", "2h"),
+    ("execution/checkpoint_every", "1m"),
+    ("execution/gradient_checkpointing", True),
     ("tracking/experiment", "other"),
     ("tracking/uri", "http://x"),
     ("schedule", {"cron": "0 2 * * *"}),
@@ -107,12 +109,26 @@ def test_an_identity_field_moves_its_stage_and_all_below_and_nothing_else(path, 
 
 
 TRAINING = {
-    "from", "data", "lora", "learning_rate", "warmup_steps", "weight_decay", "epochs", "batch_size", "max_length", "too_long",
-    "seed",
+    "from", "lora", "learning_rate", "warmup_steps", "weight_decay", "epochs", "batch_size", "max_length", "too_long", "seed",
 }  # fmt: skip
+ROUNDS = TRAINING | {"round", "previous"}
+PREFIX = TRAINING | {"loss"}
 HASHED = {
-    "sft": TRAINING,
-    "rm": TRAINING | {"test", "beta", "center"},
+    "sft": TRAINING | {"data"},
+    "rm": TRAINING | {"data", "test", "beta", "center"},
+    "arm": TRAINING | {"data", "test", "beta"},
+    "cal": {"reward", "reference", "prompts", "samples", "max_new_tokens", "seed"},
+    "ctrl": TRAINING | {"prompts", "reward", "transform", "algorithm", "samples", "max_new_tokens", "beta"},
+    "rrhf": ROUNDS | {"data", "reward", "candidates", "max_new_tokens", "test", "rank_weight", "sft_term"},
+    "raft": ROUNDS
+    | {"prompts", "reward", "samples", "rank", "kl_penalty", "temperature", "max_new_tokens", "held_out"},
+    "dpo": ROUNDS | {"data", "prompts", "reward", "samples", "max_new_tokens", "min_gap", "beta"},
+    "qrpo": TRAINING | {"data", "reward", "transform", "beta"},
+    "bond": TRAINING | {"prompts", "reward", "max_new_tokens", "mix", "anchor_rate", "kl_weight"},
+    "fudge": PREFIX | {"head", "responses", "reward", "reference"},
+    "q": PREFIX | {"responses", "reward", "reference"},
+    "prefixes": PREFIX | {"head", "data"},
+    "soup": {"experts", "weights", "rule"},
     "rolls": {"from", "prompts", "samples", "max_new_tokens", "seed"},
     "pairs": {"responses", "reward", "pairs_per_prompt", "min_gap"},
     "plain": {"method", "from", "temperature", "top_k", "top_p"},
@@ -133,6 +149,21 @@ def test_the_fields_that_bear_identity_are_these_and_no_others() -> None:
     """A new field that bears identity by accident, or fails to, is caught by adding it here knowingly."""
     whole = study(
         ("stages/sft", {"do": "sft", "from": "base", "data": "pairs"}),
+        ("stages/arm", {"do": "autoregressive_reward_model", "from": "base", "data": "pairs"}),
+        ("stages/cal", {"do": "calibrate", "reward": "gold", "reference": "base", "prompts": "p.train"}),
+        ("stages/ctrl", {"do": "rl", "from": "base", "prompts": "p.train", "reward": "cal"}),
+        ("stages/rrhf", {"do": "rrhf", "from": "base", "data": "pairs", "reward": "gold"}),
+        ("stages/raft", {"do": "raft", "from": "base", "prompts": "p.train", "reward": "gold"}),
+        ("stages/dpo", {"do": "dpo", "from": "base", "data": "pairs"}),
+        ("stages/qrpo", {"do": "qrpo", "from": "base", "data": "rolls", "reward": "cal"}),
+        ("stages/bond", {"do": "bond", "from": "base", "prompts": "p.train", "reward": "gold"}),
+        (
+            "stages/fudge",
+            {"do": "prefix_scorer", "loss": "cd_fudge", "from": "base", "responses": "rolls", "reward": "gold"},
+        ),
+        ("stages/q", {"do": "prefix_scorer", "loss": "cd_q", "from": "base", "responses": "rolls", "reward": "gold"}),
+        ("stages/prefixes", {"do": "prefix_scorer", "loss": "prefix_bt", "from": "base", "data": "pairs"}),
+        ("stages/soup", {"do": "soup", "experts": ["raft", "dpo"]}),
         ("stages/plain", {"do": "decode", "method": "sample", "from": "base"}),
         ("stages/greedy", {"do": "decode", "method": "greedy", "from": "base"}),
         ("rewards/classes", {"kind": "classifier", "source": "./c"}),

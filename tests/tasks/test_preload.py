@@ -34,7 +34,7 @@ def found(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "body_that_looks.py").write_text(BODY)
     log = tmp_path / "s.log"
     path = (str(tmp_path),)
-    request = child.Request("body_that_looks:look", None, tmp_path, Execution(), log, None, path)
+    request = child.Request("body_that_looks:look", None, tmp_path, tmp_path, Execution(), log, None, path)
     child.run_body(request, on_event=lambda event: None)
     return json.loads((tmp_path / "found.json").read_text())
 

@@ -195,7 +195,7 @@ def test_more_lost_rows_than_allowed_are_told_with_their_numbers(train: Train) -
     with pytest.raises(UserError) as caught:
         train("sft", f"max_length: 20, {LORA}", [SHORT, LONG, LONG])
     assert str(caught.value) == (
-        "data.pairs: 2 of 3 pairs (66.7 %) are longer than 20 tokens; 50% may be dropped; "
+        "data.pairs: 2 of 3 rows (66.7 %) are longer than 20 tokens; 50% may be dropped; "
         "raise `max_length` or set `too_long: truncate_left` or raise `max_dropped`"
     )
 
@@ -203,7 +203,7 @@ def test_more_lost_rows_than_allowed_are_told_with_their_numbers(train: Train) -
 @pytest.mark.parametrize("do", ["sft", "reward_model"])
 def test_no_row_is_longer_than_the_model_whatever_max_length_says(train: Train, tmp_path: Path, do: str) -> None:
     short = tiny.language_model(tmp_path / "short", max_position_embeddings=53)
-    with pytest.raises(UserError, match=r"2 of 3 pairs .* longer than 53 tokens, all that the model reads; 50%"):
+    with pytest.raises(UserError, match=r"2 of 3 rows .* longer than 53 tokens, all that the model reads; 50%"):
         train(do, LORA, [SHORT, LONG, LONG], of=f"source: {short}, precision: fp32")
     built = train(do, f"too_long: truncate_left, {LORA}", [SHORT, LONG], of=f"source: {short}, precision: fp32")
     assert built.metrics["dropped_too_long"] == 0
@@ -231,7 +231,7 @@ def test_a_dialogue_that_is_cut_keeps_its_end() -> None:
     def cut(longest: int) -> list[tuple[str, str]]:
         tokenizer = tiny.tokenizer()
         pair = [(prompt, "Because.", True), (prompt, "No.", True)]
-        (row,) = tokenised(tokenizer, [pair], longest, "truncate_left")
+        (row,), _ = tokenised(tokenizer, [pair], longest, "truncate_left")
         return [(tokenizer.decode(prompt), tokenizer.decode(answer)) for prompt, answer in row]
 
     whole = "<|user|>Why now?<|end|><|assistant|>"
@@ -286,9 +286,7 @@ def test_dropout_is_the_adapters_and_changes_what_is_learnt(train: Train, do: st
 
 @pytest.mark.parametrize("do", ["sft", "reward_model"])
 def test_a_training_that_diverges_ends_there_and_says_where(train: Train, do: str) -> None:
-    with pytest.raises(
-        UserError, match=r"^training diverged: train/\w+ is (nan|inf) at step \d; lower `learning_rate`$"
-    ):
+    with pytest.raises(UserError, match=r"^training diverged: [\w/ ]+ is (nan|inf) at step \d; lower `learning_rate`$"):
         train(do, "learning_rate: 1e30, batch_size: 1, epochs: 2.0, lora: null", TEN)
 
 

@@ -1,0 +1,27 @@
+"""An autoregressive reward model as a scorer: r(x, y) = sum over t of log pi_r(y_t | x, y_<t), the end included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from registry.artifacts import Artifact
+from registry.dialogue_text import Message, cut_left, encode_dialogue
+from registry.language_models import load_language_model
+from registry.log_probs import score_rows
+from registry.reward_models import reads
+
+Scores = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
+
+
+def autoregressive_scores(artifact: Artifact, batch: int) -> Scores:
+    """Every answer is read as a finished one, as by every reward model. One that is too long loses its prompt's
+    beginning."""
+    loaded = load_language_model(artifact)
+    longest = reads(loaded.model, loaded.tokenizer, int(artifact.fields["max_length"]))
+
+    def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
+        encoded = (encode_dialogue(loaded.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True))
+        cut = (cut_left(loaded.tokenizer, p, a[1 - longest :], longest) for p, a in encoded)
+        return [row[0] for row in score_rows(loaded.model, [(p, [a]) for p, a in cut], batch=batch)]
+
+    return score

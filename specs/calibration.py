@@ -1,0 +1,69 @@
+"""Reward calibration and transformation (InfAlign-CTRL, Balashankar et al., arXiv 2412.19792)."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from specs.base import Count, Positive, Spec
+from specs.references import AnyReward, Policy, Prompts
+from specs.stage import Seeded
+
+
+class Calibrate(Seeded):
+    """A reward's rank among rollouts of a reference to the same prompt: the share of rollouts that score lower, ties
+    counting one half. A number in [0, 1], uniform for the reference itself. A prompt that was not calibrated gets the
+    mean of that rank over the prompts that were."""
+
+    produces: ClassVar[str] = "calibrated reward"
+
+    do: Literal["calibrate"]
+    reward: AnyReward
+    """The reward to calibrate; one kept for evaluation stays kept for evaluation."""
+    reference: Policy
+    """The policy whose rollouts are the yardstick; what `rl` starts from."""
+    prompts: Prompts
+    """The prompts to calibrate."""
+    samples: Annotated[int, Field(strict=True, ge=2)] = 64
+    """Rollouts to each prompt. One more is drawn to test that the calibrated reward is uniform."""
+    max_new_tokens: Count = 64
+    """The most tokens of a rollout; the same as where the calibrated reward is used."""
+
+
+class Identity(Spec):
+    """The calibrated reward as it is: best for the plain win rate."""
+
+    kind: Literal["identity"]
+
+
+class ForBestOfN(Spec):
+    """For a policy that will be used with best-of-n."""
+
+    kind: Literal["best_of_n"]
+    n: Annotated[int, Field(strict=True, ge=2)]
+    """The n of the best-of-n to come."""
+    form: Literal["exponential", "fixed_point"] = "exponential"
+    """`exponential` is e^{t(u-1)}; `fixed_point` the exact optimum for this n and the stage's `beta`."""
+    t: Positive = 10.0
+    """The rate of the exponential."""
+
+
+class ForWorstOfN(Spec):
+    """For a policy of which an adversary will pick the worst of n."""
+
+    kind: Literal["worst_of_n"]
+    n: Annotated[int, Field(strict=True, ge=2)]
+    """The n of the worst-of-n to come."""
+    form: Literal["exponential", "fixed_point"] = "exponential"
+    """`exponential` is -e^{-tu}; `fixed_point` the exact optimum for this n and the stage's `beta`."""
+    t: Positive = 10.0
+    """The rate of the exponential."""
+
+
+class Logarithm(Spec):
+    """log u of the smoothed calibrated reward (M u + 1/2)/(M + 1): with `beta: 1/(n-1)` its optimum is the best-of-n
+    policy itself."""
+
+    kind: Literal["log"]
+
+
+Transform = Annotated[Identity | ForBestOfN | ForWorstOfN | Logarithm, Field(discriminator="kind")]

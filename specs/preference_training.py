@@ -1,0 +1,75 @@
+"""Stages that learn from preferences: the autoregressive reward model, DPO, QRPO."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from specs.base import Count, NonNegative, Positive
+from specs.calibration import Identity, Transform
+from specs.references import CalibratedReward, PairsOrResponses, PreferencePairs, Prompts, TrainingReward
+from specs.rounds import Rounds
+from specs.training import Training
+
+
+class AutoregressiveRewardModel(Training):
+    """A language model as a reward, r(x, y) = sum over t of log pi_r(y_t | x, y_<t): a number for every next token (GenARM, Xu
+    et al., arXiv 2410.08193). Trained on P(chosen preferred) = sigmoid(beta (r_chosen - r_rejected)), with no reference
+    and no division by length."""
+
+    produces: ClassVar[str] = "autoregressive reward model"
+
+    do: Literal["autoregressive_reward_model"]
+    data: PreferencePairs
+    """Pairs to learn from."""
+    test: PreferencePairs | None = None
+    """Held-out pairs: accuracy is reported on them beside the rule that the longer answer wins."""
+    beta: Positive = 0.05
+    """The inverse temperature of the Bradley-Terry model; r sums over tokens, so it is small."""
+
+
+class DPO(Rounds):
+    """Direct preference optimisation (Rafailov et al., 2023) with TRL's trainer; the reference is the model that the
+    stage starts from. On given pairs, or on the best and the worst of its own samples, round by round."""
+
+    produces: ClassVar[str] = "language model"
+
+    do: Literal["dpo"]
+    data: PreferencePairs | None = None
+    """Pairs to learn from; or leave it out and give `prompts` and `reward`."""
+    prompts: Prompts | None = None
+    """Prompts to which each round samples its own pairs."""
+    reward: TrainingReward | None = None
+    """The reward that tells the best of the samples from the worst."""
+    samples: Annotated[int, Field(strict=True, ge=2)] = 8
+    """Samples to each prompt."""
+    max_new_tokens: Count = 64
+    """The most tokens of a sample."""
+    min_gap: NonNegative = 0.0
+    """Best and worst differ in reward by more than this; ties never make a pair."""
+    beta: Positive = 0.1
+    """The weight of the KL divergence from the reference."""
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "DPO":
+        if (self.data is None) == (self.prompts is None) or (self.prompts is None) != (self.reward is None):
+            raise ValueError("takes pairs from `data`, or makes its own from `prompts` and `reward`")
+        if self.data is not None and self.rounds > 1:
+            raise ValueError("several rounds draw new pairs from `prompts` and `reward`; `data` has one round in it")
+        return self
+
+
+class QRPO(Training):
+    """Quantile reward policy optimisation (Matrenok et al., arXiv 2507.08068): regression of beta log(pi / pi_ref) on the
+    calibrated reward less its exact log-partition; CTRL without sampling. The reference is the model it starts from."""
+
+    produces: ClassVar[str] = "language model"
+
+    do: Literal["qrpo"]
+    data: PairsOrResponses
+    """Answers to learn from, good and bad: sampled responses, or both sides of pairs."""
+    reward: CalibratedReward
+    """The calibrated reward, whose reference is the model that training starts from."""
+    transform: Transform = Identity(kind="identity")
+    """What is maximised: a transformation of the calibrated reward."""
+    beta: Positive = 0.1
+    """The weight of the KL divergence from the reference."""

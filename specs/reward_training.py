@@ -1,0 +1,156 @@
+"""Stages that raise a reward with samples of the policy itself: RL (with calibration: CTRL), RRHF, RAFT, BOND."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from specs.base import Count, Flag, NonNegative, Positive, Probability, Spec
+from specs.calibration import Identity, Transform
+from specs.references import PairsOrPrompts, Prompts, TrainingReward
+from specs.rounds import Rounds
+from specs.training import Training
+
+
+class RL(Training):
+    """KL-regularised reward maximisation, max E[reward] - beta KL(policy || start), with TRL's RLOO or GRPO and rewards
+    left unwhitened. With a calibrated and transformed reward it is CTRL (arXiv 2412.19792). `batch_size` counts prompts."""
+
+    produces: ClassVar[str] = "language model"
+
+    do: Literal["rl"]
+    prompts: Prompts
+    """Prompts to answer."""
+    reward: TrainingReward
+    """The reward to raise."""
+    transform: Transform = Identity(kind="identity")
+    """A transformation of a calibrated reward; any other reward takes `identity` only."""
+    algorithm: Literal["rloo", "grpo"] = "rloo"
+    """Leave-one-out baselines with the KL in the reward (Ahmadian et al., 2024), or group baselines with the KL in the
+    loss (Shao et al., 2024), neither divided by a standard deviation."""
+    samples: Annotated[int, Field(strict=True, ge=2)] = 4
+    """Samples to each prompt of a step."""
+    max_new_tokens: Count = 64
+    """The most tokens of a sample."""
+    beta: NonNegative = 0.1
+    """The weight of the KL divergence from the model that training starts from."""
+
+
+class SampledCandidates(Spec):
+    """Ancestral sampling; with `top_p` below 1, from the nucleus."""
+
+    by: Literal["sample"]
+    count: Count = 4
+    """Candidates to a prompt."""
+    temperature: Positive = 1.0
+    """Divides the logits."""
+    top_p: Probability = 1.0
+    """Keep the smallest set of most probable tokens whose mass reaches this; 1 keeps all."""
+    data: Flag = True
+    """Whether the data's own answers are candidates too, where the data are pairs."""
+
+
+class BeamCandidates(Spec):
+    """The results of beam search."""
+
+    by: Literal["beam"]
+    count: Count = 4
+    """Beams, all of which are candidates."""
+    data: Flag = True
+    """Whether the data's own answers are candidates too, where the data are pairs."""
+
+
+class DiverseBeamCandidates(Spec):
+    """Diverse beam search, one beam a group (Vijayakumar et al., arXiv 1610.02424)."""
+
+    by: Literal["diverse_beam"]
+    count: Count = 4
+    """Groups, each of which gives a candidate."""
+    diversity: NonNegative = 1.0
+    """The penalty on a token for each earlier group that has taken it at the same step."""
+    temperature: Positive = 0.8
+    """Divides the logits."""
+    data: Flag = True
+    """Whether the data's own answers are candidates too, where the data are pairs."""
+
+
+class DataCandidates(Spec):
+    """The data's own answers alone, which are then pairs."""
+
+    by: Literal["data"]
+
+
+Candidates = Annotated[
+    SampledCandidates | BeamCandidates | DiverseBeamCandidates | DataCandidates, Field(discriminator="by")
+]
+
+
+class RRHF(Rounds):
+    """Rank responses to align (Yuan et al., arXiv 2304.05302): the length-normalised log-probabilities of a prompt's candidates
+    are brought into the order of their rewards, and the best is learnt. Several rounds draw anew from the model of the
+    round before (the paper's IP-n)."""
+
+    produces: ClassVar[str] = "language model"
+
+    do: Literal["rrhf"]
+    data: PairsOrPrompts
+    """Prompts, or pairs, whose answers may be candidates."""
+    reward: TrainingReward
+    """The reward that ranks the candidates."""
+    candidates: Candidates = SampledCandidates(by="sample")
+    """Where the candidates come from."""
+    max_new_tokens: Count = 64
+    """The most tokens of a candidate that is drawn."""
+    test: PairsOrPrompts | None = None
+    """Held-out pairs: how many the model orders right by its length-normalised log-probability, before and after."""
+    rank_weight: NonNegative = 1.0
+    """The weight of the ranking loss beside the fine-tuning on the best candidate."""
+    sft_term: Literal["sum", "mean", "official_code"] = "sum"
+    """The loss on the best candidate: summed over its tokens (the paper), their mean, or divided by the padded length
+    of prompt and candidate as the authors' code does."""
+
+
+class RAFT(Rounds):
+    """Reward-ranked fine-tuning (Dong et al., arXiv 2304.06767): sample, keep the best by reward, fine-tune on them; again."""
+
+    produces: ClassVar[str] = "language model"
+
+    do: Literal["raft"]
+    prompts: Prompts
+    """Prompts to answer."""
+    reward: TrainingReward
+    """The reward that ranks."""
+    samples: Annotated[int, Field(strict=True, ge=1)] = 8
+    """Samples to each prompt, K; one in K is kept."""
+    rank: Literal["local", "global"] = "local"
+    """`local` keeps the best of each prompt's K (the TMLR paper), `global` the best K-th part of all (its first version),
+    which compares rewards of different prompts."""
+    kl_penalty: NonNegative = 0.0
+    """The weight of log(current / initial) that is taken off a sample's reward before ranking."""
+    temperature: Positive = 1.0
+    """Divides the logits when sampling."""
+    max_new_tokens: Count = 64
+    """The most tokens of a sample."""
+    held_out: Prompts | None = None
+    """Prompts on which the mean reward is measured. Once a round does not raise it, the rounds after it train no more and
+    give the best model there was."""
+
+
+class BOND(Training):
+    """Best-of-N distillation, online (J-BOND, Sessa et al., arXiv 2407.14622): towards the better of two samples of an
+    anchor that follows the policy slowly, so best-of-two again and again. `batch_size` counts prompts."""
+
+    produces: ClassVar[str] = "language model"
+
+    do: Literal["bond"]
+    prompts: Prompts
+    """Prompts to answer."""
+    reward: TrainingReward
+    """The reward that compares; only its order within a prompt matters."""
+    max_new_tokens: Count = 64
+    """The most tokens of a sample."""
+    mix: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.5
+    """The weight of the backward KL beside the forward KL in the Jeffreys divergence."""
+    anchor_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.02
+    """How far the anchor moves towards the policy at each step."""
+    kl_weight: NonNegative = 1.0
+    """The weight of KL(policy || anchor)."""

@@ -1,0 +1,135 @@
+"""A training body in several processes: data-parallel over GPUs by `accelerate launch`, or over processor cores.
+
+Every process runs the same body. The first one's reports and files count; the others write where nothing is looked for.
+Whoever fails says so, and all end.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Client, Listener
+from pathlib import Path
+from typing import Any
+
+from specs.problems import UnfitError
+from tasks.job import Event, Job, Log
+
+SHARDED = {
+    "ddp": ["--multi_gpu"],
+    "fsdp": ["--use_fsdp", "--fsdp_version=2", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP",
+             "--fsdp_state_dict_type=FULL_STATE_DICT", "--fsdp_cpu_ram_efficient_loading=false"],
+    "deepspeed": ["--use_deepspeed", "--zero_stage=2"],
+}  # fmt: skip
+
+
+def launch(body: str, job: Job, processes: int, send: Any) -> Event:
+    """Runs `body` (`module:function`) in so many processes; passes their reports to `send`, and returns the last one, done
+    or failed. Raises `UnfitError` where the way of sharding is not installed."""
+    if job.execution.sharding == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UnfitError("`execution.sharding: deepspeed` needs the package deepspeed, which is not installed")
+    with tempfile.TemporaryDirectory(prefix="alignflow-") as folder:
+        address = str(Path(folder) / "reports")
+        task = Path(folder) / "task"
+        task.write_bytes(pickle.dumps((body, job.artifact, job.out, job.scratch, job.execution, address)))
+        with Listener(address, "AF_UNIX") as listener:
+            outcome: list[Event] = []
+            ears = threading.Thread(target=_listen, args=(listener, processes, send, outcome), daemon=True)
+            ears.start()
+            code = subprocess.run(
+                [*_launcher(job.execution, processes), "-m", "tasks.distributed", str(task)],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": _threads(job, processes)},
+                check=False,
+            ).returncode
+            ears.join(1)
+    # One process fails for a reason, the others because it is gone.
+    failures = sorted((event for event in outcome if event[0] == "failed"), key=lambda event: event[1][0] == "defect")
+    done = [event for event in outcome if event[0] == "done"]
+    if failures or not done:
+        return (failures or [("failed", ("defect", f"the processes ended with status {code} and no result", ""))])[0]
+    return done[0]
+
+
+def _threads(job: Job, processes: int) -> str:
+    cores = job.execution.threads or len(os.sched_getaffinity(0))
+    return str(max(1, cores // processes))
+
+
+def _launcher(execution: Any, processes: int) -> list[str]:
+    """The command before the module's name. `accelerate launch` knows no processes on a processor but those of MPI, so
+    there it is what it calls itself."""
+    if not execution.gpus:
+        local = ["--standalone", "--nnodes=1", f"--nproc_per_node={processes}"]
+        return [sys.executable, "-m", "torch.distributed.run", *local]
+    options = [f"--num_processes={processes}", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    port = ["--main_process_port=0"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    return [*launch, *options, *port, *SHARDED[execution.sharding]]
+
+
+def _listen(listener: Listener, processes: int, send: Any, outcome: list[Event]) -> None:
+    for _ in range(processes):
+        connection = listener.accept()
+        threading.Thread(target=_relay, args=(connection, send, outcome), daemon=True).start()
+
+
+def _relay(connection: Any, send: Any, outcome: list[Event]) -> None:
+    while True:
+        try:
+            event = connection.recv()
+        except (EOFError, OSError):
+            return
+        if event[0] in ("done", "failed"):
+            outcome.append(event)
+        else:
+            send(event)
+
+
+@contextmanager
+def main_first() -> Iterator[bool]:
+    """The first process goes through the block before the others do; whether this is it. Alone, it always is."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    from datetime import timedelta
+
+    from accelerate import PartialState
+
+    state = PartialState(timeout=timedelta(days=2))  # sampling may take long
+    with state.main_process_first():
+        yield bool(state.is_main_process)
+
+
+def _main(task: str) -> int:
+    """One process of several."""
+    from tasks.child import outcome_of
+
+    body, artifact, out, scratch, execution, address = pickle.loads(Path(task).read_bytes())
+    rank = int(os.environ["RANK"])
+    with Client(address, "AF_UNIX") as connection:
+        lock = threading.Lock()
+
+        def send(event: Event) -> None:
+            if rank == 0 or event[0] == "failed":
+                with lock:
+                    connection.send(event)
+
+        if rank:
+            out = Path(task).with_name(f"process-{rank}")
+            out.mkdir()
+        event = outcome_of(body, Job(artifact, out, scratch, execution, Log(send)))
+        send(event)
+        return 0 if event[0] == "done" else 1
+
+
+if __name__ == "__main__":
+    status = _main(sys.argv[1])
+    sys.stdout.flush()
+    os._exit(status)  # the others of a process that failed wait for it for ever

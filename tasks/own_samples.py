@@ -1,0 +1,89 @@
+"""What a training stage draws from the model it improves, with the rewards; kept until the stage is built.
+
+The draws of a round are its own: their random numbers belong to (seed, prompt, round, sample), so a later round does
+not meet the numbers of an earlier one, nor those of any other stage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from registry.artifacts import Artifact
+from registry.rows import Prompt
+from tasks.answers import Answer, Rule, draw
+from tasks.distributed import main_first
+from tasks.inputs import read_lines, write_lines
+from tasks.job import Job
+from tasks.memory import free_memory
+from tasks.scores import Scores
+
+Drawn = list[list[Answer]]
+"""`[prompt][sample]`"""
+
+
+def own_samples(
+    job: Job, prompts: Sequence[Prompt], *, samples: int, temperature: float = 1.0, top_p: float = 1.0
+) -> Drawn:
+    """Samples of the model that the stage goes on from."""
+    rule = Rule(job.start, temperature=temperature, top_p=top_p)
+    stream = f"{job.entry.do} round {getattr(job.entry, 'round', 1)}"
+
+    def made() -> Drawn:
+        (drawn,) = draw(
+            [rule], prompts, samples, job.entry.max_new_tokens, job.seed, job.execution, job.log, stream=stream
+        )
+        free_memory()
+        return drawn
+
+    return kept(job, "samples", made)
+
+
+def kept(job: Job, name: str, made: Callable[[], Drawn]) -> Drawn:
+    """What `made` draws, or what it drew before this stage's process died."""
+    path = job.scratch / f"{name}.jsonl"
+    with main_first() as is_main:  # of several processes one draws
+        if path.exists():
+            if is_main:
+                job.log.note("the samples of the run before are taken up")
+            return [[Answer(**a) for a in row] for row in read_lines(path)]
+        drawn = made()
+        job.scratch.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps([vars(a) for a in row]) + "\n" for row in drawn)
+        unfinished.replace(path)
+        return drawn
+
+
+def scored(job: Job, reward: Artifact, prompts: Sequence[Prompt], drawn: Drawn) -> list[list[float]]:
+    """The rewards `[prompt][sample]`."""
+    return Scores(job.execution, job.log).of(reward, prompts, [[a.text for a in row] for row in drawn])
+
+
+def usable(answer: Answer) -> bool:
+    """Whether a sample may be learnt from: it says something."""
+    return bool(answer.text)
+
+
+def write_samples(
+    job: Job,
+    prompts: Sequence[Prompt],
+    drawn: Drawn,
+    rewards: Sequence[Sequence[float]],
+    use: Callable[[int, int], str],
+) -> None:
+    """The table of what was drawn and what became of it, `samples.jsonl`; `use(prompt, sample)` names that."""
+    write_lines(
+        job.out / "samples.jsonl",
+        [
+            {
+                "prompt": list(prompt.messages),
+                "responses": [
+                    {"text": a.text, "tokens": a.tokens, "finished": a.finished, "reward": r, "use": use(p, s)}
+                    for s, (a, r) in enumerate(zip(drawn[p], rewards[p], strict=True))
+                ],
+            }
+            for p, prompt in enumerate(prompts)
+        ],
+    )

@@ -1,0 +1,198 @@
+"""What every training stage adds to the library's trainer.
+
+Each row weighs the same whatever the micro-batch; before the first step the stage saves once and computes one batch,
+so that a full disk or an unfit row is known at once; a loss that is no number names its rows; checkpoints come by the
+clock, and a stage whose process died goes on from its last whole one, to the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from registry.language_models import ADAPTER, WEIGHTS
+from specs.base import seconds
+from specs.problems import UserError
+from tasks.inputs import TRAINING, write_lines
+from tasks.job import Job, Log
+from tasks.training import Tokenised
+
+
+class Careful:
+    """Mixed in before a trainer's class. The data set's column `row` numbers the rows, for messages."""
+
+    mean_of_rows = True
+    """Whether the trainer's loss is a mean over the rows of a micro-batch (and not already over the whole step)."""
+    name_row: Callable[[int], str]
+    """A row as the person would recognise it."""
+    _mean_size = 0.0
+    _signature_columns: list[str] | None
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        columns = self._signature_columns or []
+        if "row" not in columns:
+            self._signature_columns = [*columns, "row"]
+            self.data_collator: Any = _Numbered(self.data_collator)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        sizes = torch.tensor([float(sum(len(b["row"]) for b in batches)), len(batches)], device=device)
+        rows, count = self.accelerator.reduce(sizes, "sum").tolist()  # type: ignore[attr-defined]
+        self._mean_size = rows / max(count, 1)
+        return batches, items
+
+    def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
+        rows = inputs.pop("row")
+        loss = super().compute_loss(model, inputs, **options)  # type: ignore[misc]
+        if not math.isfinite(float(loss.detach())):
+            raise UserError(self._blame(rows.tolist(), float(loss.detach())))
+        return loss * (len(rows) / self._mean_size) if self.mean_of_rows and self._mean_size else loss
+
+    def _blame(self, rows: Sequence[int], value: float) -> str:
+        step = self.state.global_step + 1  # type: ignore[attr-defined]
+        others = [row for row in range(len(self.train_dataset)) if row not in rows][:5]  # type: ignore[attr-defined]
+        if step > 1 and sum(not math.isfinite(loss_of(self, [row])) for row in others) >= len(others) / 2:
+            return f"training diverged: the loss is {value} at step {step}; lower `learning_rate`"
+        bad = [row for row in rows if not math.isfinite(loss_of(self, [row]))]
+        named = ", ".join(self.name_row(row) for row in (bad or rows))
+        return f"the loss is {value} at step {step} because of {named}; mend or remove it"
+
+
+class _Numbered:
+    """A collator that keeps the numbers of the rows beside the batch it makes."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        numbers = torch.tensor([example["row"] for example in examples])
+        rest = [{key: value for key, value in example.items() if key != "row"} for example in examples]
+        return {**self.collate(rest), "row": numbers}
+
+
+@torch.no_grad()
+def loss_of(trainer: Any, rows: Sequence[int]) -> float:
+    """The loss of some rows of the training data as one batch, without dropout. Leaves the random state alone."""
+    was_training = trainer.model.training
+    trainer.model.eval()
+    inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row] for row in rows]))
+    inputs.pop("row")
+    with trainer.compute_loss_context_manager():
+        loss = super(Careful, trainer).compute_loss(trainer.model, inputs)
+    trainer.model.train(was_training)
+    return float(loss)
+
+
+def train(trainer: Any, job: Job, rows: Sequence[Tokenised] = (), tokenizer: Any = None) -> dict[str, float]:
+    """Trains on `rows`, which the trainer's data set holds in this order, to the end; from the last checkpoint where
+    there is one. A trainer that draws its own data has no rows to try. Writes the curve; returns its first and last
+    logged loss."""
+    folder = Path(trainer.args.output_dir)
+    if rows:
+        trainer._set_signature_columns_if_needed()
+        trainer.name_row = lambda row: f"row {row + 1} ({_ending(tokenizer, rows[row])!r})"
+    report = Report(job.log)
+    trainer.add_callback(report)
+    trainer.add_callback(CheckpointByClock(seconds(job.execution.checkpoint_every)))
+    last = last_checkpoint(folder)
+    if last is None:
+        size = trainer.args.per_device_train_batch_size
+        rehearse(trainer, sorted(range(len(rows)), key=lambda i: -_tokens(rows[i]))[:size])
+    else:
+        job.log.note(f"going on from the checkpoint after step {last.name.rpartition('-')[2]}")
+        for entry in json.loads((last / TRAINER_STATE_NAME).read_bytes())["log_history"]:
+            report.send(entry["step"], entry)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    return _history(trainer, job.out)
+
+
+def save(trainer: Any, job: Job, **options: Any) -> None:
+    """Writes what was trained: the adapter, or all weights."""
+    folder = job.out / (WEIGHTS if job.entry.lora is None else ADAPTER)
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.save_pretrained(folder, state_dict=state, safe_serialization=True, **options)
+
+
+def _tokens(row: Tokenised) -> int:
+    return max(len(prompt) + len(answer) for prompt, answer in row)
+
+
+def _ending(tokenizer: Any, row: Tokenised) -> str:
+    return str(tokenizer.decode(row[0][0]))[-60:]
+
+
+def rehearse(trainer: Any, rows: Sequence[int]) -> None:
+    """One save and one batch before the first step."""
+    trial = Path(trainer.args.output_dir) / "rehearsal"
+    trainer.save_model(str(trial))
+    if trainer.is_world_process_zero():  # it alone has written
+        shutil.rmtree(trial)
+    value = loss_of(trainer, rows) if rows else 0.0
+    if not math.isfinite(value):
+        raise UserError(trainer._blame(rows, value))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; its state is what the trainer writes last."""
+    found = [p for p in folder.glob("checkpoint-*") if (p / TRAINER_STATE_NAME).exists()]
+    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+class CheckpointByClock(TrainerCallback):
+    """Asks for a checkpoint when enough time has gone by since the last."""
+
+    def __init__(self, every: int):
+        self.every = every
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        due = torch.tensor(float(time.monotonic() - self.last > self.every), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.broadcast(due, 0)  # one clock for all processes
+        if due and state.global_step < state.max_steps:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+
+class Report(TrainerCallback):
+    """Sends the trainer's logs and its progress to the stage's log."""
+
+    def __init__(self, log: Log):
+        self.log = log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.send(state.global_step, logs or {})
+
+    def send(self, step: int, logs: Mapping[str, Any]) -> None:
+        values = {f"train/{k}": float(v) for k, v in logs.items() if isinstance(v, (int, float))}
+        lost = [name for name, value in values.items() if not math.isfinite(value)]
+        if lost:
+            raise UserError(f"training diverged: {lost[0]} is {values[lost[0]]} at step {step}; lower `learning_rate`")
+        if "train/loss" in values:
+            self.log.metrics(step, values)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.log.progress(state.global_step, state.max_steps, "steps")
+
+
+def _history(trainer: Any, out: Path) -> dict[str, float]:
+    curve = [entry for entry in trainer.state.log_history if "loss" in entry]
+    write_lines(out / TRAINING, [{k: v for k, v in e.items() if isinstance(v, (int, float))} for e in curve])
+    losses = [entry["loss"] for entry in curve]
+    if not losses:
+        return {}
+    return {"train/first_loss": float(losses[0]), "train/last_loss": float(losses[-1])}

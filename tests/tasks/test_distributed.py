@@ -1,0 +1,89 @@
+"""One body in two processes: the same losses and weights as in one, and a failure that is told once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stages
+import tiny
+from safetensors.torch import load_file
+
+from specs.execution import Execution
+from tasks.distributed import launch
+from tasks.job import Event, Job, Log
+
+EIGHT = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(8)]
+FIELDS = "batch_size: 4, epochs: 2.0, learning_rate: 1e-2"
+KINDS = {
+    "sft": "do: sft, from: base, data: pairs",
+    "whole": "do: sft, from: base, data: pairs, lora: null",
+    "reward_model": "do: reward_model, from: base, data: pairs",
+    "arm": "do: autoregressive_reward_model, from: base, data: pairs, beta: 0.1",
+    "dpo": "do: dpo, from: base, data: pairs",
+    "prefix": "do: prefix_scorer, loss: prefix_bt, from: base, data: pairs",
+    "rl": "do: rl, from: base, prompts: prompts, reward: length, samples: 2, max_new_tokens: 5",
+    "raft": "do: raft, from: base, prompts: prompts, reward: length, samples: 2, max_new_tokens: 5",
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.language_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def study(tmp_path: Path, model: Path) -> Callable[[str, str], Any]:
+    tiny.write_lines(tmp_path / "pairs.jsonl", EIGHT)
+    tiny.write_lines(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in EIGHT])
+
+    def made(kind: str, fields: str = FIELDS) -> Any:
+        return stages.study(
+            tmp_path,
+            f"""\
+models: {{base: {{source: {model}, precision: fp32}}}}
+data:
+  pairs: {{source: ./pairs.jsonl, format: preference}}
+  prompts: {{source: ./prompts.jsonl, format: prompt}}
+rewards: {{length: {{kind: length}}}}
+stages: {{made: {{{KINDS[kind]}, {fields}}}}}
+""",
+        )
+
+    return made
+
+
+def together(view: Any, out: Path, **execution: Any) -> tuple[Event, list[Event]]:
+    """The stage in two processes on the processor."""
+    artifact = view.artifact("made")
+    out.mkdir()
+    events: list[Event] = []
+    job = Job(artifact, out, out.with_name("scratch"), Execution(**{"threads": 2} | execution), Log(events.append))
+    module, function = stages.BODIES[artifact.entry.kind_name].split(":")
+    return launch(f"{module}:{function}", job, 2, events.append), events
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_have_the_losses_and_the_weights_of_one(study: Any, tmp_path: Path, kind: str) -> None:
+    view = study(kind)
+    alone = stages.build(view, "made", into=tmp_path / "alone", micro_batch=2)
+    (outcome, content), events = together(view, tmp_path / "two", micro_batch=2)
+    assert outcome == "done", content
+    for name in ("train/first_loss", "train/last_loss"):
+        assert content["metrics"][name] == pytest.approx(alone.metrics[name], abs=2e-4)
+    curve = [c[1]["train/loss"] for k, c in events if k == "metrics"]
+    assert curve == pytest.approx([loss for _, loss in alone.logged("train/loss")], abs=2e-4)
+    for path in alone.folder.rglob("*.safetensors"):
+        ours, theirs = load_file(tmp_path / "two" / path.relative_to(alone.folder)), load_file(path)
+        assert ours.keys() == theirs.keys()
+        assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
+
+
+@pytest.mark.slow
+def test_what_is_the_persons_to_mend_is_told_as_from_one_process(study: Any, tmp_path: Path) -> None:
+    (outcome, (kind, text, _)), _ = together(study("sft", "batch_size: 3"), tmp_path / "two")
+    assert (outcome, kind) == ("failed", "user")
+    assert text == "`batch_size: 3` does not divide among 2 processes; change one of them"
