@@ -19,7 +19,7 @@ from prefect.utilities.annotations import quote
 from flows.report import write_report
 from registry.home import make_home, study_folder
 from specs.evaluation import Evaluate, meets
-from specs.graph import Graph, resolved_expectations
+from specs.graph import Graph
 from specs.study import Study, entries
 from tasks import child, gpus
 from tasks.evaluation_table import named
@@ -146,7 +146,7 @@ def missed_expectations(session: Session) -> list[str]:
     for name, entry in session.study.stages.items():
         if isinstance(entry, Evaluate) and entry.expect and session.stored(name):
             evaluation = named(session.artifact(name))
-            for policy, bars in resolved_expectations(graph, entry).items():
+            for policy, bars in entry.bars(graph).items():
                 for metric, bar in bars.items():
                     value = evaluation.metric(policy, metric)
                     if not meets(bar, value):

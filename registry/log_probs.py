@@ -83,8 +83,8 @@ def _check(model: Any) -> None:
         odd.append("positions that cannot be given")
     if odd:
         raise UserError(
-            f"{type(model).__name__} has {', '.join(odd)}; answers are trained and scored side by side, for which every "
-            "layer must use plain attention; choose another model"
+            f"{type(model).__name__} has {', '.join(odd)}; answers are trained and scored side by side, for which "
+            "every layer must use plain attention; choose another model"
         )
 
 
@@ -98,8 +98,8 @@ def score_rows(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[float]]:
     """`[row][answer]`: the log-probability of each answer, its end token included where it has one; without dropout.
-    `batch` answers at a time, but whole rows, those of like lengths together. `precision` is what the model computes in,
-    its weights' own if left out: bf16 weights are trained in fp32 and compute in bf16."""
+    `batch` answers at a time, but whole rows, those of like lengths together. `precision` is what the model computes
+    in, its weights' own if left out: a model named bf16 is trained whole in fp32 weights and computes in bf16."""
     with_log_probs(model)
     device = next(model.parameters()).device
     bf16 = model.dtype == torch.bfloat16 if precision is None else precision == "bf16"

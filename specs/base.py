@@ -4,10 +4,18 @@ A field's docstring is its description (`alignflow explain`). Units are part of 
 durations are written `90s`, `10m`, `2h`, shares `2%`.
 """
 
+from __future__ import annotations
+
 import re
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from specs.problems import Path
+
+if TYPE_CHECKING:
+    from specs.graph import Graph
 
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
 # A stage fanned out by `sweep` is named `bon[n=4]`; only the loader writes such names.
@@ -38,6 +46,19 @@ class Entry(Spec):
     """The artifact type that a reference to this entry gives."""
     version: ClassVar[int] = 1
     """Raised by hand when the meaning of this kind changes, so that old artifacts are not reused."""
+    made_of: ClassVar[tuple[str, ...]] = ()
+    """Slots of rewards that this reward is made of; what may be done with them may be done with it."""
+    is_random: ClassVar[bool] = True
+    """Whether two draws of it, as a policy, differ."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is the last of its rounds."""
+        return True
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        """What is wrong with its references beyond their types: `(path inside the entry, message)`."""
+        return iter(())
 
     @property
     def kind_name(self) -> str:

@@ -15,6 +15,7 @@ class Calibrate(Seeded):
     mean of that rank over the prompts that were."""
 
     produces: ClassVar[str] = "calibrated reward"
+    made_of: ClassVar[tuple[str, ...]] = ("reward",)
 
     do: Literal["calibrate"]
     reward: AnyReward

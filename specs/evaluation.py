@@ -1,15 +1,21 @@
 """The comparison of policies: one set of prompts, one budget, the same random numbers, honest intervals."""
 
+from __future__ import annotations
+
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import ge, gt, le, lt
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from specs.base import Count, NotIdentity, Spec, form
+from specs.problems import Path, did_you_mean, listed
 from specs.references import EvaluationReward, Policy, Prompts
 from specs.stage import Seeded
+
+if TYPE_CHECKING:
+    from specs.graph import Graph
 
 _BAR = re.compile(r"(>=|<=|>|<)\s*(-?[0-9]+(?:\.[0-9]+)?)")
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt}
@@ -58,3 +64,45 @@ class Evaluate(Seeded):
     expect: Annotated[dict[Policy, dict[str, Bar]], NotIdentity()] = {}
     """Bars to meet, by policy and metric: `{bon: {win_rate.gold: ">= 0.55"}}`. Metrics are
     `reward.<name>`, `win_rate.<name>` and `length`. A missed bar is exit status 3."""
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        yield from self._expectation_problems(graph)
+        yield from self._sample_problems(graph)
+
+    def _expectation_problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        policies = {member for name in self.policies for member in graph.members(name)}
+        if not all(graph.members(name) for name in self.rewards):
+            return  # said already
+        rewards = [member for name in self.rewards for member in graph.members(name)]
+        known = [f"{what}.{name}" for what in ("reward", "win_rate") for name in rewards]
+        if len(rewards) == 1:
+            known += ["reward", "win_rate"]
+        for policy, bars in self.expect.items():
+            here: Path = ("expect", policy)
+            if any(m not in policies for m in graph.members(policy)):
+                yield here, f"`{policy}` is not among this stage's `policies`"
+            for metric in bars:
+                if metric not in [*known, "length"]:
+                    hint = did_you_mean(metric, known) or f"; there are {listed([*known, 'length'])}"
+                    yield (*here, metric), f"`{metric}` is not a metric of this stage{hint}"
+
+    def _sample_problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        """One sample a prompt leaves a win rate no pair of independent samples (`registry.methods.comparison`)."""
+        against, *others = (
+            {m for m in graph.members(name) if graph.nodes[m].entry.is_random}
+            for name in (self.against, *self.policies)
+        )
+        if self.budget.samples_per_prompt == 1 and against and set().union(*others) - against:
+            message = "policies share their random numbers, so a win rate needs at least 2 samples a prompt"
+            yield ("budget", "samples_per_prompt"), message
+
+    def bars(self, graph: Graph) -> dict[str, dict[str, str]]:
+        """What is expected, by member policy and full metric name (`win_rate.gold`)."""
+        rewards = [member for name in self.rewards for member in graph.members(name)]
+        found: dict[str, dict[str, str]] = {}
+        for policy, metrics in self.expect.items():
+            for member in graph.members(policy):
+                for metric, bar in metrics.items():
+                    full = f"{metric}.{rewards[0]}" if metric in ("reward", "win_rate") else metric
+                    found.setdefault(member, {})[full] = bar
+        return found

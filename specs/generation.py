@@ -79,6 +79,8 @@ class DecodeSample(_Sampled):
 class DecodeGreedy(_Decode):
     """The most probable token at each step (the lowest id on a tie)."""
 
+    is_random: ClassVar[bool] = False
+
     method: Literal["greedy"]
 
 

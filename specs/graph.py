@@ -1,21 +1,18 @@
-"""The graph that the references of a study make, and what can be wrong with it."""
+"""The graph that the references of a study make, and what can be wrong with it. What one kind asks of its references beyond
+their types stands beside the kind (`Entry.problems`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from specs.base import Entry
-from specs.calibration import Calibrate
 from specs.data import Data
-from specs.evaluation import Evaluate
-from specs.generation import DecodeGreedy
-from specs.problems import Path, did_you_mean
+from specs.problems import Path, did_you_mean, listed
 from specs.references import REWARDS, Accepts, references
-from specs.reward_training import RL, RRHF
-from specs.rewards import Weighted
-from specs.rounds import Rounds
-from specs.soup import Grid, Soup
+
+SOUP = "soup"
+"""What a soup says that it produces; it is what its experts are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +43,10 @@ class Graph:
             else:
                 self.nodes[name] = Node(name, section, entry, produces)
             # A round that another follows is meant only where it is named.
-            if "[" in name and not (isinstance(entry, Rounds) and not entry.is_last):
+            if "[" in name and entry.is_last:
                 self.sweeps.setdefault(name.split("[")[0], []).append(name)
         for name, node in self.nodes.items():
-            if isinstance(node.entry, Soup):
+            if node.produces == SOUP:
                 self.nodes[name] = replace(node, produces=self._kind_of_soup(name))
 
     def members(self, name: str) -> list[str]:
@@ -68,18 +65,27 @@ class Graph:
     def judges_only(self, name: str) -> bool:
         """Whether the reward `name` is, or is made of, one kept for evaluation."""
         entry = self.nodes[name].entry
-        within = {"of", "reward"} if isinstance(entry, (Weighted, Calibrate)) else set()
-        inner = [member for slot, member in self.inputs(name) if slot in within and member != name]
+        inner = [member for slot, member in self.inputs(name) if slot in entry.made_of and member != name]
         return getattr(entry, "use", "any") == "evaluation" or any(map(self.judges_only, inner))
+
+    def lineage(self, name: str) -> set[str]:
+        """A model and those that it was trained from."""
+        found, waiting = set(), [name]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += [member for slot, member in self.inputs(name) if slot in ("from", "previous", "experts")]
+        return found
 
     def _kind_of_soup(self, name: str) -> str:
         """What a soup's first expert is, looked for through soups of soups."""
         seen = set()
-        while isinstance(self.nodes[name].entry, Soup) and name not in seen:
+        while self.nodes[name].entry.produces == SOUP and name not in seen:
             seen.add(name)
             name = next((member for _, member in self.inputs(name)), name)
         produces = self.nodes[name].produces
-        return "language model" if produces == "soup" else produces
+        return "language model" if produces == SOUP else produces
 
 
 def graph_problems(graph: Graph, broken: set[str]) -> Iterator[tuple[Path, str]]:
@@ -97,15 +103,7 @@ def graph_problems(graph: Graph, broken: set[str]) -> Iterator[tuple[Path, str]]
                 text = _reference_problem(graph, slot.accepts, slot.many, name, bool(cycles), broken)
                 if text:
                     yield (*path, *inner), text
-        if isinstance(node.entry, Evaluate):
-            yield from _expectation_problems(graph, path, node.entry)
-            yield from _sample_problems(graph, path, node.entry)
-        elif isinstance(node.entry, RL):
-            yield from _transform_problems(graph, path, node.entry)
-        elif isinstance(node.entry, RRHF):
-            yield from _candidate_problems(graph, path, node.entry)
-        elif isinstance(node.entry, Soup):
-            yield from _soup_problems(graph, path, node.entry)
+        yield from (((*path, *inner), text) for inner, text in node.entry.problems(graph))
 
 
 def _reference_problem(
@@ -113,12 +111,12 @@ def _reference_problem(
 ) -> str | None:
     members = graph.members(name)
     if name in graph.parts:
-        return f"`{name}` is split; name one part: {_list(graph.parts[name])}"
+        return f"`{name}` is split; name one part: {listed(graph.parts[name])}"
     if not members:
         hint = did_you_mean(name, [*graph.known(), *broken]) or _fits(graph, accepts)
         return f"`{name}` is not defined{hint}"
     if len(members) > 1 and not many:
-        return f"`{name}` is a sweep of {len(members)}; name one: {_list(members)}"
+        return f"`{name}` is a sweep of {len(members)}; name one: {listed(members)}"
     for member in members:
         kind = graph.nodes[member].produces
         if kind not in accepts.types:
@@ -132,99 +130,11 @@ def _reference_problem(
 
 def _fits(graph: Graph, accepts: Accepts) -> str:
     fitting = [n.name for n in graph.nodes.values() if n.produces in accepts.types]
-    return f"; what fits: {_list(fitting)}" if fitting else ""
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(f"`{n}`" for n in names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"; what fits: {listed(fitting)}" if fitting else ""
 
 
 def _a(noun: str) -> str:
     return noun if noun.endswith("s") else f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
-
-
-def _expectation_problems(graph: Graph, path: Path, entry: Evaluate) -> Iterator[tuple[Path, str]]:
-    policies = {member for name in entry.policies for member in graph.members(name)}
-    if not all(graph.members(name) for name in entry.rewards):
-        return  # said already
-    rewards = [member for name in entry.rewards for member in graph.members(name)]
-    known = [f"{what}.{name}" for what in ("reward", "win_rate") for name in rewards]
-    if len(rewards) == 1:
-        known += ["reward", "win_rate"]
-    for policy, bars in entry.expect.items():
-        here = (*path, "expect", policy)
-        if any(m not in policies for m in graph.members(policy)):
-            yield here, f"`{policy}` is not among this stage's `policies`"
-        for metric in bars:
-            if metric not in [*known, "length"]:
-                hint = did_you_mean(metric, known) or f"; there are {_list([*known, 'length'])}"
-                yield (*here, metric), f"`{metric}` is not a metric of this stage{hint}"
-
-
-def _sample_problems(graph: Graph, path: Path, entry: Evaluate) -> Iterator[tuple[Path, str]]:
-    """One sample a prompt leaves a win rate no pair of independent samples (`registry.methods.comparison`)."""
-    against, *others = (
-        {m for m in graph.members(name) if _is_random(graph, m)} for name in (entry.against, *entry.policies)
-    )
-    if entry.budget.samples_per_prompt == 1 and against and set().union(*others) - against:
-        message = "policies share their random numbers, so a win rate needs at least 2 samples a prompt"
-        yield (*path, "budget", "samples_per_prompt"), message
-
-
-def _is_random(graph: Graph, policy: str) -> bool:
-    return not isinstance(graph.nodes[policy].entry, DecodeGreedy)
-
-
-def _transform_problems(graph: Graph, path: Path, entry: RL) -> Iterator[tuple[Path, str]]:
-    """The transforms are functions on [0, 1], where calibrated rewards are uniform."""
-    if getattr(entry.transform, "form", None) == "fixed_point" and entry.beta == 0:
-        yield (*path, "beta"), "the fixed point is the optimum for a `beta` above 0; give one, or take `form: exponential`"
-    for member in graph.members(entry.reward):
-        if entry.transform.kind != "identity" and graph.nodes[member].produces in set(REWARDS) - {"calibrated reward"}:
-            what = f"`{entry.transform.kind}` is for calibrated rewards, and `{member}` is none"
-            yield (*path, "transform"), f"{what}; put a `do: calibrate` stage between"
-
-
-def _candidate_problems(graph: Graph, path: Path, entry: RRHF) -> Iterator[tuple[Path, str]]:
-    for slot in ("data", "test"):
-        needs = entry.candidates.by == "data" if slot == "data" else entry.test is not None
-        for member in graph.members(getattr(entry, slot) or ""):
-            if needs and graph.nodes[member].produces == "prompts":
-                yield (*path, slot), f"`{member}` is prompts, which have no answers; give preference pairs here"
-
-
-def _soup_problems(graph: Graph, path: Path, entry: Soup) -> Iterator[tuple[Path, str]]:
-    experts = [member for name in entry.experts for member in graph.members(name)]
-    if not experts:
-        return  # said already
-    for member in experts:
-        if graph.nodes[member].section == "rewards":
-            yield (*path, "experts"), f"`{member}` is not trained, so it has no weights to average"
-            return
-    kinds = {graph.nodes[member].produces for member in experts}
-    if len(kinds) > 1:
-        yield (*path, "experts"), "language models and reward models do not mix"
-    if len(set(experts)) < 2:
-        yield (*path, "experts"), "a soup has at least two experts"
-    if isinstance(entry.weights, Grid):
-        yield (*path, "weights"), "a grid is spread out by the loader, and this stage did not go through it"
-    elif entry.weights is not None and len(entry.weights) != len(experts):
-        yield (*path, "weights"), f"{len(entry.weights)} weights for {len(experts)} experts: {_list(experts)}"
-    if entry.rule != "weights" and not set.intersection(*(_lineage(graph, member) for member in experts)):
-        yield (*path, "experts"), "they come from no one model, so there is no update to average"
-    if entry.rule == "slerp" and len(experts) != 2:
-        yield (*path, "rule"), f"`slerp` goes between two experts, and there are {len(experts)}"
-
-
-def _lineage(graph: Graph, name: str) -> set[str]:
-    """A model and those that it was trained from."""
-    found, waiting = set(), [name]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += [member for slot, member in graph.inputs(name) if slot in ("from", "previous", "experts")]
-    return found
 
 
 def _cycles(graph: Graph) -> Iterator[tuple[Path, list[str]]]:
@@ -251,15 +161,3 @@ def _cycles(graph: Graph) -> Iterator[tuple[Path, list[str]]]:
             elif child not in done:
                 trail.append(child)
                 stack.append((child, graph.inputs(child)))
-
-
-def resolved_expectations(graph: Graph, entry: Evaluate) -> Mapping[str, dict[str, str]]:
-    """The bars of an evaluation by member policy and full metric name (`win_rate.gold`)."""
-    rewards = [member for name in entry.rewards for member in graph.members(name)]
-    bars: dict[str, dict[str, str]] = {}
-    for policy, metrics in entry.expect.items():
-        for member in graph.members(policy):
-            for metric, bar in metrics.items():
-                full = f"{metric}.{rewards[0]}" if metric in ("reward", "win_rate") else metric
-                bars.setdefault(member, {})[full] = bar
-    return bars

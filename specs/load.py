@@ -28,8 +28,10 @@ from specs.base import (
     environment_names,
 )
 from specs.graph import Graph, graph_problems
+from specs.kinds import KINDS, any_stage, kind
 from specs.problems import Mark, Path, Problem, SpecError, did_you_mean
-from specs.study import SECTIONS, AnyStage, Study, entries
+from specs.stage import Stage
+from specs.study import SECTIONS, Study, entries
 from specs.yaml_tree import Positions
 
 
@@ -93,14 +95,22 @@ def load(
     return Loaded(Study.model_construct(**fields), positions, path)
 
 
-_ADAPTERS: dict[str, TypeAdapter[Any]] = {}
+_ADAPTERS: dict[tuple[str, str], TypeAdapter[Any]] = {}
 
 
-def _adapter(section: str) -> TypeAdapter[Any]:
-    if section not in _ADAPTERS:
-        annotation: Any = AnyStage if section == "stages" else get_args(Study.model_fields[section].annotation)[1]
-        _ADAPTERS[section] = TypeAdapter(annotation)
-    return _ADAPTERS[section]
+def _adapter(section: str, value: Any) -> TypeAdapter[Any]:
+    """What validates an entry. Of stages the one kind that is meant, where it is clear which."""
+    do = value.get("do") if section == "stages" and isinstance(value, dict) else None
+    known = do if isinstance(do, str) and do in KINDS else ""
+    if (section, known) not in _ADAPTERS:
+        _ADAPTERS[section, known] = TypeAdapter(_annotation(section, known))
+    return _ADAPTERS[section, known]
+
+
+def _annotation(section: str, do: str) -> Any:
+    if section != "stages":
+        return get_args(Study.model_fields[section].annotation)[1]
+    return kind(do) if do else any_stage()
 
 
 def _validate_entry(
@@ -111,7 +121,7 @@ def _validate_entry(
         add(path, NAMING, "key")
         return
     try:
-        entry = _adapter(section).validate_python(value)
+        entry = _adapter(section, value).validate_python(value)
     except ValidationError as error:
         broken.add(name.split("[")[0])
         for problem in error.errors(include_url=False):
@@ -167,10 +177,11 @@ def _place(path: Path, value: Any, error: ErrorDetails) -> tuple[Path, str, str]
 
 def _keys_beside(loc: tuple[int | str, ...], path: Path, value: Any) -> list[str]:
     """The keys that would have been allowed where an unknown one stands."""
-    annotation: Any = AnyStage if path[0] == "stages" else Study.model_fields[str(path[0])].annotation
-    if path[0] in SECTIONS and path[0] != "stages":
-        annotation = get_args(annotation)[1]
-    models = models_of(annotation)
+    if path[0] in SECTIONS:
+        do = value.get("do") if isinstance(value, dict) else None
+        models = models_of(_annotation(str(path[0]), do if isinstance(do, str) and do in KINDS else ""))
+    else:
+        models = models_of(Study.model_fields[str(path[0])].annotation)
     for step in loc[:-1]:
         tagged = [m for m in models if step in _tags(m)]
         if tagged:
@@ -184,6 +195,8 @@ def _keys_beside(loc: tuple[int | str, ...], path: Path, value: Any) -> list[str
 
 def models_of(annotation: Any) -> list[type[BaseModel]]:
     """The models that a type names, unions and containers opened."""
+    if annotation is Stage:
+        return models_of(any_stage())
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [m for argument in get_args(annotation) for m in models_of(argument)]
@@ -192,7 +205,7 @@ def models_of(annotation: Any) -> list[type[BaseModel]]:
 def _tags(model: type[BaseModel]) -> list[Any]:
     return [
         tag
-        for key in ("do", "method", "kind")
+        for key in ("do", "method", "loss", "by", "kind")
         if key in model.model_fields
         for tag in get_args(model.model_fields[key].annotation)
     ]
@@ -212,7 +225,7 @@ def _tag_problem(path: Path, node: Any, error: ErrorDetails) -> tuple[Path, str,
 
 
 def _choices(key: str) -> str:
-    models = models_of(AnyStage) + models_of(get_args(Study.model_fields["rewards"].annotation)[1])
+    models = models_of(any_stage()) + models_of(get_args(Study.model_fields["rewards"].annotation)[1])
     tags = [t for m in models if key in m.model_fields for t in get_args(m.model_fields[key].annotation)]
     return ", ".join(dict.fromkeys(map(str, tags)))
 

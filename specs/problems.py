@@ -68,6 +68,11 @@ def show_path(path: Path) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them, the first eight of many."""
+    return ", ".join(f"`{n}`" for n in names[:8]) + (", ..." if len(names) > 8 else "")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean `x`?` for the nearest of `known`, else an empty text."""
     from difflib import get_close_matches  # a study without mistakes does not pay for it

@@ -1,14 +1,21 @@
 """Stages that raise a reward with samples of the policy itself: RL (with calibration: CTRL), RRHF, RAFT, BOND."""
 
-from typing import Annotated, ClassVar, Literal
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from specs.base import Count, Flag, NonNegative, Positive, Probability, Spec
 from specs.calibration import Identity, Transform
-from specs.references import PairsOrPrompts, Prompts, TrainingReward
+from specs.problems import Path
+from specs.references import REWARDS, PairsOrPrompts, Prompts, TrainingReward
 from specs.rounds import Rounds
 from specs.training import Training
+
+if TYPE_CHECKING:
+    from specs.graph import Graph
 
 
 class RL(Training):
@@ -33,6 +40,17 @@ class RL(Training):
     """The most tokens of a sample."""
     beta: NonNegative = 0.1
     """The weight of the KL divergence from the model that training starts from."""
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        """The transforms are functions on [0, 1], where calibrated rewards are uniform."""
+        if getattr(self.transform, "form", None) == "fixed_point" and self.beta == 0:
+            message = "the fixed point is the optimum for a `beta` above 0; give one, or take `form: exponential`"
+            yield ("beta",), message
+        others = {*REWARDS} - {"calibrated reward"}
+        for member in graph.members(self.reward):
+            if self.transform.kind != "identity" and graph.nodes[member].produces in others:
+                what = f"`{self.transform.kind}` is for calibrated rewards, and `{member}` is none"
+                yield ("transform",), f"{what}; put a `do: calibrate` stage between"
 
 
 class SampledCandidates(Spec):
@@ -107,6 +125,13 @@ class RRHF(Rounds):
     sft_term: Literal["sum", "mean", "official_code"] = "sum"
     """The loss on the best candidate: summed over its tokens (the paper), their mean, or divided by the padded length
     of prompt and candidate as the authors' code does."""
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        asked = {"data": self.data if self.candidates.by == "data" else None, "test": self.test}
+        for slot, name in asked.items():
+            for member in graph.members(name or ""):
+                if graph.nodes[member].produces == "prompts":
+                    yield (slot,), f"`{member}` is prompts, which have no answers; give preference pairs here"
 
 
 class RAFT(Rounds):

@@ -65,6 +65,8 @@ class PythonReward(_Reward):
 class Weighted(_Reward):
     """A weighted sum of other rewards."""
 
+    made_of: ClassVar[tuple[str, ...]] = ("of",)
+
     kind: Literal["weighted"]
     of: Annotated[dict[AnyReward, Number], Field(min_length=1)]
     """Each reward's weight."""

@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from specs.base import FORMS, Internal
+from specs.kinds import any_stage
 from specs.load import models_of
 from specs.problems import did_you_mean
-from specs.study import SECTIONS, AnyStage, Study
+from specs.study import SECTIONS, Study
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -55,7 +56,7 @@ def language() -> dict[str, Any]:
             for key, field in model.model_fields.items():
                 if any(isinstance(m, Internal) for m in field.metadata):
                     definition["properties"].pop(field.alias or key)
-    for model in models_of(AnyStage):
+    for model in models_of(any_stage()):
         definition = made["$defs"][model.__name__]
         definition["properties"]["sweep"] = {
             "type": "object",

@@ -3,13 +3,20 @@
 `weights: {grid: 11}` makes one stage for each point of a lattice on the simplex, named by its weights: `soup[0.3,0.7]`.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from specs.base import NonNegative, Spec
+from specs.problems import Path, listed
 from specs.references import Experts
 from specs.stage import Stage
+
+if TYPE_CHECKING:
+    from specs.graph import Graph
 
 
 class Grid(Spec):
@@ -45,3 +52,24 @@ class Soup(Stage):
         if isinstance(weights, tuple) and abs(sum(weights) - 1) > 1e-9:
             raise ValueError(f"weights sum to 1; these sum to {sum(weights):g}")
         return weights
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        experts = [member for name in self.experts for member in graph.members(name)]
+        if not experts:
+            return  # said already
+        for member in experts:
+            if graph.nodes[member].section == "rewards":
+                yield ("experts",), f"`{member}` is not trained, so it has no weights to average"
+                return
+        if len({graph.nodes[member].produces for member in experts}) > 1:
+            yield ("experts",), "language models and reward models do not mix"
+        if len(set(experts)) < 2:
+            yield ("experts",), "a soup has at least two experts"
+        if isinstance(self.weights, Grid):
+            yield ("weights",), "a grid is spread out by the loader, and this stage did not go through it"
+        elif self.weights is not None and len(self.weights) != len(experts):
+            yield ("weights",), f"{len(self.weights)} weights for {len(experts)} experts: {listed(experts)}"
+        if self.rule != "weights" and not set.intersection(*map(graph.lineage, experts)):
+            yield ("experts",), "they come from no one model, so there is no update to average"
+        if self.rule == "slerp" and len(experts) != 2:
+            yield ("rule",), f"`slerp` goes between two experts, and there are {len(experts)}"

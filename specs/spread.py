@@ -134,10 +134,10 @@ def _on_grid(
         return [(name, stage)]
     experts = sum(len(_members(one, stages)) for one in named)
     made = []
-    for point in _simplex(experts, grid - 1) if experts > 1 else ():
-        member = _inside(name, ",".join(f"{part / (grid - 1):g}" for part in point))
+    for point in simplex(experts, grid) if experts > 1 else ():
+        member = _inside(name, ",".join(f"{weight:g}" for weight in point))
         _placed(member, places, positions)
-        made.append((member, stage | {"weights": [round(part / (grid - 1), 12) for part in point]}))
+        made.append((member, stage | {"weights": list(point)}))
     return made or [(name, stage)]
 
 
@@ -147,13 +147,20 @@ def _members(name: str, stages: dict[str, Any]) -> list[str]:
     return [name] if name in stages or not swept else swept
 
 
-def _simplex(parts: int, whole: int) -> Iterator[tuple[int, ...]]:
+def simplex(experts: int, points: int) -> list[tuple[float, ...]]:
+    """Every weighting of `experts` experts in steps of 1 / (points - 1), each rounded to 12 digits: from the first expert's
+    corner to the last one's, the first weight falling, then the second, and so on."""
+    steps = points - 1
+    return [tuple(round(part / steps, 12) for part in parts) for parts in _divided(steps, experts)]
+
+
+def _divided(whole: int, parts: int) -> Iterator[tuple[int, ...]]:
     """Every way to divide `whole` among `parts`, the first part's largest share first."""
     if parts == 1:
         yield (whole,)
         return
     for first in range(whole, -1, -1):
-        yield from ((first, *others) for others in _simplex(parts - 1, whole - first))
+        yield from ((first, *others) for others in _divided(whole - first, parts - 1))
 
 
 def _inside(name: str, what: str) -> str:

@@ -5,40 +5,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from specs.base import Entry, Name, Seed, Spec, StageName
-from specs.calibration import Calibrate
 from specs.data import Data
-from specs.evaluation import Evaluate
 from specs.execution import Execution, Schedule, Tracking
-from specs.generation import Decode, Label, Sample
 from specs.graph import Graph, graph_problems
+from specs.kinds import EveryKind
 from specs.models import Model
-from specs.preference_training import DPO, QRPO, AutoregressiveRewardModel
-from specs.prefix_scorer import PrefixScorer
 from specs.problems import show_path
-from specs.reward_training import BOND, RAFT, RL, RRHF
 from specs.rewards import Reward
-from specs.soup import Soup
-from specs.training import SFT, RewardModel
-
-AnyStage = Annotated[
-    SFT
-    | RewardModel
-    | AutoregressiveRewardModel
-    | PrefixScorer
-    | Calibrate
-    | RL
-    | RRHF
-    | RAFT
-    | DPO
-    | QRPO
-    | BOND
-    | Soup
-    | Sample
-    | Label
-    | Decode
-    | Evaluate,
-    Field(discriminator="do"),
-]
+from specs.stage import Stage
 
 SECTIONS = ("models", "data", "rewards", "stages")
 
@@ -58,7 +32,7 @@ class Study(Spec):
     """External data."""
     rewards: dict[Name, Reward] = {}
     """Rewards that need no training."""
-    stages: Annotated[dict[StageName, AnyStage], Field(min_length=1)]
+    stages: Annotated[dict[StageName, Annotated[Stage, EveryKind()]], Field(min_length=1)]
     """The steps, in any order; references decide what runs first."""
     execution: Execution = Execution()
     """Resources and patience; never part of a stage's identity."""

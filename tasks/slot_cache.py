@@ -109,8 +109,9 @@ class SlotCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self._row_index, :, self._positions] = key_states[:, :, 0]
-        values[self._row_index, :, self._positions] = value_states[:, :, 0]
+        # Under autocast one position may come in another type than many.
+        keys[self._row_index, :, self._positions] = key_states[:, :, 0].to(keys.dtype)
+        values[self._row_index, :, self._positions] = value_states[:, :, 0].to(values.dtype)
         return keys[: self.rows, :, : self.span], values[: self.rows, :, : self.span]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -1,7 +1,7 @@
 """The `bond` body: J-BOND, online distillation of best-of-two of an anchor that follows the policy slowly.
 
-Before each optimizer step the step's prompts are answered, once by the policy and twice by the anchor. What the loss needs
-of that is a row of two candidates: the policy's sample and the better one of the anchor.
+Before each optimizer step the step's prompts are answered, once by the policy and twice by the anchor. What the loss
+needs of that is a row of two candidates: the policy's sample and the better one of the anchor.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
 from registry.dialogue_text import decode_answer
 from registry.language_models import ADAPTER, WEIGHTS, own_precision
-from registry.log_probs import Row, answer_log_probs, with_log_probs
+from registry.log_probs import score_rows, with_log_probs
 from registry.methods import bond
-from registry.methods.shared_prompt import Packed, pack
 from registry.rewards import scorer
 from registry.rows import Prompt
 from tasks.candidates import CandidateTrainer, collate
@@ -44,7 +43,7 @@ def train_bond(job: Job) -> Result:
     prompts = prompts_of(job, "prompts")
     base = load_start(job)
     sampling = Sampling(job, base, prompts)
-    # Copied before the model learns to give log-probabilities: a copy made later would call the policy's own forward pass.
+    # Copied before the model learns to give log-probabilities: a later copy would call the policy's own forward pass.
     second = copy.deepcopy(base.model) if entry.lora is None else None
     model = with_log_probs(base.model)
     disable_dropout_in_model(model)
@@ -85,7 +84,8 @@ def train_bond(job: Job) -> Result:
 
 
 class Anchor(TrainerCallback):
-    """The policy's slow follower: an adapter beside the policy's on one base, or a second model where all is trained."""
+    """The policy's slow follower: an adapter beside the policy's on one base, or a second model where all weights are
+    trained."""
 
     def __init__(self, policy: Any, second: Any, rate: float):
         """`second` is the other model, None where the policy has adapters."""
@@ -142,7 +142,9 @@ class Duel:
         flat = self.score([p.messages for p in prompts for _ in range(3)], texts)
         rewards = torch.tensor(flat, dtype=torch.float64).view(-1, 3)
         pairs = [(self.encoded[row], ids[:1]) for row, ids in zip(rows, drawn, strict=True)]
-        log_probs = self._of_anchor(pairs, len(batches[0]))
+        with self.anchor.in_place() as anchor:
+            precision = own_precision(self.job.start)
+            scored = score_rows(anchor, pairs, batch=self.job.execution.rows, precision=precision)
         below = bond.backward_reward(rewards[:, 0], rewards[:, 1:])
         advantages = below - bond.leave_one_out(below)
         best = rewards[:, 1:].argmax(1)  # the first on a tie
@@ -150,7 +152,7 @@ class Duel:
             {
                 "prompt": self.encoded[row],
                 "answers": [drawn[i][0], drawn[i][1 + int(best[i])]],
-                "anchor": log_probs[i],
+                "anchor": scored[i][0],
                 "advantage": float(advantages[i]),
                 "reward": float(rewards[i, 0]),
                 "below_both": float(below[i] < 0),
@@ -159,17 +161,6 @@ class Duel:
         ]
         remaining = iter(examples)
         return [collate([next(remaining) for _ in batch]) | {"row": torch.tensor(list(batch))} for batch in batches]
-
-    @torch.no_grad()
-    def _of_anchor(self, rows: Sequence[Row], size: int) -> list[float]:
-        """The anchor's log-probability of each row's answer, computed as the trainer computes the policy's."""
-        found: list[float] = []
-        with self.anchor.in_place() as anchor, self.sampling.as_in_training(anchor):
-            device = next(anchor.parameters()).device
-            for at in range(0, len(rows), size):
-                packed = Packed(*(t.to(device) for t in pack(rows[at : at + size])))
-                found += answer_log_probs(anchor, packed, 1)[:, 0].tolist()
-        return found
 
 
 class BondTrainer(CandidateTrainer):

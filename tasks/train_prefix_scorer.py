@@ -15,7 +15,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from registry.artifacts import Artifact
 from registry.language_models import ADAPTER, WEIGHTS, LanguageModel, load_language_model, own_precision
-from registry.log_probs import attention_mask
+from registry.log_probs import attention_mask, with_log_probs
 from registry.methods.prefix_values import (
     equal_length_prefixes,
     expected_value,
@@ -54,6 +54,7 @@ def train_prefix_scorer(job: Job) -> Result:
         rewards = Scores(job.execution, job.log).of(job.one("reward"), prompts, texts)
         metrics["on_policy"] = float(_on_policy(job))
     base = load_start(job)
+    with_log_probs(base.model)  # none are asked of it, but it must be one that reads answers side by side
     rows, kept = training_rows(job, base.model, base.tokenizer, answers, slot=slot, one_prompt=True)
     rewards = [rewards[i] for i in kept] if rewards else [[] for _ in kept]
     every = [r for row in rewards for r in row]
@@ -99,8 +100,8 @@ def _controlled(job: Job) -> Artifact:
 
 
 def _on_policy(job: Job) -> bool:
-    """Whether the responses are plain samples of the policy to be controlled. For CD-FUDGE they should be: it estimates the
-    value under whoever wrote them."""
+    """Whether the responses are plain samples of the policy to be controlled. For CD-FUDGE they should be: it estimates
+    the value under whoever wrote them."""
     rule = rule_of(job.one("responses").one("from"))
     plain = (rule.temperature, rule.top_k, rule.top_p, rule.n) == (1.0, 0, 1.0, 1)
     same = plain and rule.model.fingerprint == _controlled(job).fingerprint
@@ -120,10 +121,10 @@ def _reference(job: Job, base: LanguageModel) -> Any:
     found = load_language_model(controlled)
     if found.tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise UserError(
-            f"`{controlled.name}` and `{job.start.name}` have different tokens, so the one's probabilities are none of the "
-            "other's values; train the scorer from a model with the reference's tokenizer"
+            f"`{controlled.name}` and `{job.start.name}` have different tokens, so that a scorer of the one's cannot "
+            "average over the other's; train it from a model with the reference's tokenizer"
         )
-    return found.model.requires_grad_(False)
+    return with_log_probs(found.model).requires_grad_(False)
 
 
 def _columns(rows: Sequence[Tokenised], rewards: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
@@ -165,8 +166,8 @@ class Scorer(nn.Module):
         self.body.activation_checkpointing_enable(**options)
 
     def forward(self, packed: Packed, q: bool) -> tuple[Tensor, Tensor]:
-        """Values [rows, L] of the tokens that positions predict, and, for CD-Q, what the reference expects after the token
-        that a position reads."""
+        """Values [rows, L] of the tokens that positions predict, and, for CD-Q, what the reference expects after the
+        token that a position reads."""
         inputs = _inputs(self.body, packed)
         hidden = hidden_states(self.body, **inputs)
         if self.head.each is None:  # a token's value is read where the token itself was
@@ -193,11 +194,11 @@ class Scorer(nn.Module):
         return logits
 
 
-def _inputs(model: Any, packed: Packed) -> dict[str, Tensor]:
+def _inputs(model: Any, packed: Packed) -> dict[str, Any]:
     return {
         "input_ids": packed.input_ids,
         "position_ids": packed.position_ids,
-        "attention_mask": attention_mask(model, packed.visible),
+        "attention_mask": attention_mask(model, packed.visible, packed.position_ids),
     }
 
 

@@ -43,15 +43,15 @@ def train_rl(job: Job) -> Result:
     # TRL pads with it behind masks of its own, and the padding token may be one that the model does not have.
     base.tokenizer.pad_token = base.tokenizer.eos_token
     lora = lora_config(entry, "CAUSAL_LM")
-    # The mean of a group of n holds the sample itself, so GRPO's reward counts (n - 1) / n, and the KL must count as much.
+    # The mean of a group of n holds the sample itself, so GRPO's reward counts (n - 1) / n, and the KL must no more.
     weight = entry.beta * (1.0 if entry.algorithm == "rloo" else 1 - 1 / entry.samples)
     settings = arguments(job, len(prompts), own_precision(job.start), each=entry.samples)
     settings.pop("max_length")
     settings |= {
         "num_generations": entry.samples,
         "max_completion_length": entry.max_new_tokens,
-        # Without adapters TRL would load the model that the configuration names as the reference: another one than the start
-        # where a stage came before, or another revision of it.
+        # Without adapters TRL would load the reference that the configuration names: another one than the start where a
+        # stage came before, or another revision of it.
         "beta": 0.0 if lora is None else weight,
         "disable_dropout": True,
         "temperature": 1.0,
@@ -98,7 +98,8 @@ def _reward(job: Job, tokenizer: Any) -> Callable[..., list[float]]:
 
 
 class Sampling:
-    """Draws for a trainer with the sampler of this project. Raises `UserError` where a prompt leaves no room for an answer."""
+    """Draws for a trainer with the sampler of this project. Raises `UserError` where a prompt leaves no room for an
+    answer."""
 
     def __init__(self, job: Job, base: LanguageModel, prompts: Sequence[Prompt]):
         self.job, self.tokenizer, self.eos_ids = job, base.tokenizer, base.eos_ids
@@ -120,7 +121,9 @@ class Sampling:
         device = model.get_input_embeddings().weight.device
         return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
 
-    def draw(self, model: Any, prompts: Sequence[Prompt], samples: int, stream: str, step: int) -> list[list[list[int]]]:
+    def draw(
+        self, model: Any, prompts: Sequence[Prompt], samples: int, stream: str, step: int
+    ) -> list[list[list[int]]]:
         """`[prompt][sample]`, the tokens of each, after `step` optimizer steps."""
         try:
             with self.as_in_training(model):
@@ -168,10 +171,10 @@ class _Sampled:
 
 
 class Passes(Sampler[int]):
-    """Passes over the prompts as TRL reads them: each prompt `each` times in a row, and the batch of a step `times` over.
+    """Passes over the prompts as TRL reads them: each prompt `each` times in a row, a step's batch `times` over.
 
-    TRL's own sampler leaves out what is less than a batch, and cannot go on within a later pass. Here the last batch of a
-    pass is filled up from the pass's beginning, and the order of a pass follows from the seed and its number.
+    TRL's own sampler leaves out what is less than a batch, and cannot go on within a later pass. Here the last batch of
+    a pass is filled up from the pass's beginning, and the order of a pass follows from the seed and its number.
     """
 
     def __init__(self, prompts: int, size: int, each: int, times: int, seed: int):

@@ -37,6 +37,11 @@ class Careful:
     _mean_size = 0.0
     _signature_columns: list[str] | None
 
+    @staticmethod
+    def tokens_of(row: Tokenised) -> int:
+        """What a row takes: each of its answers stands behind the prompt in a sequence of its own."""
+        return max(len(prompt) + len(answer) for prompt, answer in row)
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         columns = self._signature_columns or []
@@ -107,7 +112,7 @@ def train(trainer: Any, job: Job, rows: Sequence[Tokenised] = (), tokenizer: Any
     last = last_checkpoint(folder)
     if last is None:
         size = trainer.args.per_device_train_batch_size
-        rehearse(trainer, sorted(range(len(rows)), key=lambda i: -_tokens(rows[i]))[:size])
+        rehearse(trainer, sorted(range(len(rows)), key=lambda i: -trainer.tokens_of(rows[i]))[:size])
     else:
         job.log.note(f"going on from the checkpoint after step {last.name.rpartition('-')[2]}")
         for entry in json.loads((last / TRAINER_STATE_NAME).read_bytes())["log_history"]:
@@ -123,10 +128,6 @@ def save(trainer: Any, job: Job, **options: Any) -> None:
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.save_pretrained(folder, state_dict=state, safe_serialization=True, **options)
-
-
-def _tokens(row: Tokenised) -> int:
-    return max(len(prompt) + len(answer) for prompt, answer in row)
 
 
 def _ending(tokenizer: Any, row: Tokenised) -> str:

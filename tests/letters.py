@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tiny
-
 ANSWERS = ["", *"abcdefg"]
 """What each token is as an answer of one token; token 0 is the end."""
 WORTH = {"": 0.3, "a": 1.0, "b": -0.5, "c": 0.0, "d": 2.0, "e": -1.0, "f": 0.5, "g": 0.0}
@@ -36,16 +34,18 @@ def tokenizer() -> Any:
     return made
 
 
-def language_model(folder: Path, seed: int = 0, **changes: Any) -> Path:
+def language_model(folder: Path, seed: int = 0, kind: str = "Llama", **changes: Any) -> Path:
     """Writes a language model of the eight tokens."""
     import torch
-    from transformers import LlamaForCausalLM
+    import transformers
 
     torch.manual_seed(seed)
     settings = {
-        "vocab_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "pad_token_id": None,
-        "eos_token_id": 0, "tie_word_embeddings": False,
+        "vocab_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2, "eos_token_id": 0,
+        "bos_token_id": None, "pad_token_id": None, "tie_word_embeddings": False,
     }  # fmt: skip
-    LlamaForCausalLM(tiny.config(**settings | changes)).save_pretrained(folder)
+    config = getattr(transformers, f"{kind}Config")(**settings | changes)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

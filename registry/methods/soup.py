@@ -11,7 +11,7 @@ Average updates, not factors: the product of averages is not the average of prod
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -122,21 +122,6 @@ def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) ->
     }
 
 
-def simplex(experts: int, points: int) -> list[tuple[float, ...]]:
-    """Every weighting of `experts` experts in steps of 1 / (points - 1), each coordinate rounded to 12 digits.
-
-    From the first expert's corner to the last one's: the first coordinate falls, then the second, and so on. There
-    are C(points - 1 + experts - 1, experts - 1) of them: 11 for two experts in steps of 0.1.
-
-    Raises:
-        ValueError: no expert, or fewer than 2 points an edge.
-    """
-    if experts < 1 or points < 2:
-        raise ValueError(f"a grid takes 1 expert and 2 points an edge at least; got {experts} and {points}")
-    steps = points - 1
-    return [tuple(round(part / steps, 12) for part in parts) for parts in _compositions(steps, experts)]
-
-
 def check_weights(weights: Sequence[float]) -> None:
     """Refuses what does not average.
 
@@ -228,16 +213,6 @@ def _sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def _fp32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """Every way to write `total` as `parts` whole numbers, the first ones falling."""
-    if parts == 1:
-        yield (total,)
-        return
-    for first in range(total, -1, -1):
-        for rest in _compositions(total - first, parts - 1):
-            yield (first, *rest)
 
 
 def _listed(values: Sequence[object]) -> str:

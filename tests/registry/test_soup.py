@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from registry.methods.soup import Factor, average, check_weights, delta, factors, inner, simplex, slerp
+from registry.methods.soup import Factor, average, check_weights, delta, factors, inner, slerp
+from specs.spread import simplex
 
 OUT, IN = 5, 7
 
@@ -255,27 +256,6 @@ def test_the_order_of_the_models_does_not_matter() -> None:
     torch.testing.assert_close(average(states, [0.2, 0.5, 0.3]), average(states[::-1], [0.3, 0.5, 0.2]))
 
 
-# The grid
-
-
-def test_eleven_points_between_two_experts_are_steps_of_a_tenth_from_the_first_to_the_last() -> None:
-    tenths = [n / 10 for n in range(11)]
-    assert simplex(2, 11) == list(zip(tenths[::-1], tenths, strict=True))
-
-
-def test_three_experts_at_three_points_an_edge() -> None:
-    assert simplex(3, 3) == [(1, 0, 0), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 1, 0), (0, 0.5, 0.5), (0, 0, 1)]
-
-
-@given(st.integers(1, 5), st.integers(2, 9))
-def test_a_grid_has_as_many_points_as_compositions_and_each_is_an_average(experts: int, points: int) -> None:
-    grid = simplex(experts, points)
-    assert len(set(grid)) == len(grid) == math.comb(points - 1 + experts - 1, experts - 1)
-    assert grid == sorted(grid, reverse=True)
-    for point in grid:
-        check_weights(point)
-
-
 # Refusals, in words
 
 REFUSED: list[tuple[list[Any], list[float], str]] = [
@@ -338,8 +318,3 @@ def test_experts_of_models_of_other_shapes_are_refused() -> None:
 def test_models_that_have_no_average_are_refused(other: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         average([{"w": torch.zeros(2), "ids": torch.arange(2)}, other], [1.0, 0.0])
-
-
-def test_a_grid_of_one_point_is_refused() -> None:
-    with pytest.raises(ValueError, match="2 points an edge at least; got 2 and 1"):
-        simplex(2, 1)

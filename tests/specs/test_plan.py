@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specs.data import Data
+from specs.kinds import any_stage
 from specs.load import load, models_of
 from specs.models import Model
 from specs.plan import Fact, canonical, changes, plan, steps
 from specs.rewards import Reward
-from specs.study import AnyStage, Study
+from specs.study import Study
 
 BASE = {
     "version": 1,
@@ -173,7 +174,7 @@ def test_the_fields_that_bear_identity_are_these_and_no_others() -> None:
     assert found.pop("p.eval") == found["p.train"]
     assert found == HASHED
     kinds = {type(step.node.entry) for step in steps(whole, FACTS).values()}
-    assert kinds == set(models_of(AnyStage)) | set(models_of(Reward)) | {Model, Data}
+    assert kinds == set(models_of(any_stage())) | set(models_of(Reward)) | {Model, Data}
 
 
 def test_names_bear_no_identity() -> None:

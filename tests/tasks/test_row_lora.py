@@ -12,7 +12,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from registry.methods.soup import Factor, delta, simplex
+from registry.methods.soup import Factor, delta
+from specs.spread import simplex
 from tasks.row_lora import install
 from tasks.sampler import Sample, sample
 
