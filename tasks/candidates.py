@@ -12,7 +12,6 @@ import torch
 from peft import get_peft_model
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
-from trl.trainer.utils import disable_dropout_in_model
 
 from registry.language_models import LanguageModel, own_precision
 from registry.log_probs import Row, answer_log_probs, with_log_probs
@@ -36,7 +35,6 @@ def train_on_candidates(
     """Trains on rows of answers to one prompt each, saves, and returns the curve's ends and the trained model. `given`
     are further columns: a number or a list of numbers for each row."""
     model = with_log_probs(base.model)
-    without_dropout(model)  # the base's own; the adapters' is the person's
     lora = lora_config(job.entry, "CAUSAL_LM")
     if lora is not None:
         model = get_peft_model(model, lora)
@@ -59,15 +57,6 @@ def train_on_candidates(
     curve = train(trainer, job, rows, base.tokenizer)
     save(trainer, job)
     return curve, trainer.model.eval()
-
-
-def without_dropout(model: Any) -> None:
-    """Turns off the modules that drop out, and the rates that layers hand to functions."""
-    disable_dropout_in_model(model)
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 def pairs_with_answers(job: Job, slot: str) -> list[Pair]:

@@ -17,7 +17,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
-from trl.trainer.utils import disable_dropout_in_model, use_adapter
+from trl.trainer.utils import use_adapter
 
 from registry.dialogue_text import decode_answer
 from registry.language_models import ADAPTER, WEIGHTS, own_precision
@@ -46,7 +46,6 @@ def train_bond(job: Job) -> Result:
     # Copied before the model learns to give log-probabilities: a later copy would call the policy's own forward pass.
     second = copy.deepcopy(base.model) if entry.lora is None else None
     model = with_log_probs(base.model)
-    disable_dropout_in_model(model)
     lora = lora_config(entry, "CAUSAL_LM")
     if lora is not None:
         model = get_peft_model(model, lora)

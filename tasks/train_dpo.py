@@ -6,7 +6,6 @@ from statistics import fmean
 from typing import Any
 
 from trl import DPOConfig, DPOTrainer
-from trl.trainer.utils import disable_dropout_in_model
 
 from registry.language_models import load_language_model, own_precision
 from registry.methods.preferences import pairs_by_reward
@@ -35,7 +34,6 @@ def train_dpo(job: Job) -> Result:
     columns = [{"prompt_ids": c[0], "chosen_ids": c[1], "rejected_ids": r[1]} for c, r in rows]
     pad_apart(base.tokenizer, base.model, [p + a for row in rows for p, a in row])
     lora = lora_config(job.entry, "CAUSAL_LM")
-    disable_dropout_in_model(base.model)  # the base's own; the adapters' is the person's, and TRL would drop both
     trainer = CarefulDPO(
         model=base.model,
         # With an adapter the reference is the model without it; else the same weights, in the same precision.

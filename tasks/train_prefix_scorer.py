@@ -11,7 +11,6 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from trl.trainer.utils import disable_dropout_in_model
 
 from registry.artifacts import Artifact
 from registry.language_models import ADAPTER, WEIGHTS, LanguageModel, load_language_model, own_precision
@@ -63,7 +62,6 @@ def train_prefix_scorer(job: Job) -> Result:
     size = base.model.get_output_embeddings().weight.shape[0] if vocabulary else 0
     deviation = pstdev(every) or 1.0 if every else 1.0
     head = PrefixHead(width, size, fmean(every) if every else 0.0, deviation)
-    disable_dropout_in_model(base.model)
     lora = lora_config(entry, "CAUSAL_LM")
     body = base.model if lora is None else get_peft_model(base.model, lora)
     reference = _reference(job, base) if isinstance(entry, QScorer) else None
@@ -235,3 +233,8 @@ class _OfPrefixes(Trainer):
 
 class PrefixTrainer(Careful, _OfPrefixes):
     """The library's trainer with the losses of prefix scorers, in units of the reward's variance."""
+
+    @staticmethod
+    def tokens_of(row: Tokenised) -> int:
+        """The answers of a row stand behind one prompt."""
+        return len(row[0][0]) + sum(len(answer) for _, answer in row)

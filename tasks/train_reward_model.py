@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from trl import RewardConfig, RewardTrainer
-from trl.trainer.utils import disable_dropout_in_model
 
 from registry.language_models import own_precision
 from registry.reward_models import dialogue_ids, logits, reads, with_score_head
@@ -28,7 +27,6 @@ def train_reward_model(job: Job) -> Result:
     use_threads(job.execution)
     base = load_start(job)
     model = with_score_head(base.model, job.seed)
-    disable_dropout_in_model(model)  # the base's own; the adapters' is the person's
     # As in use: a reward model reads every answer as a finished one.
     answers = [[(p.prompt, p.chosen, True), (p.prompt, p.rejected, True)] for p in pairs_of(job, "data")]
     rows, kept = training_rows(job, model, base.tokenizer, answers)

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import set_seed
+from trl.trainer.utils import disable_dropout_in_model
 
 from registry.dialogue_text import Message, cut_left, encode_answer, encode_prompt
 from registry.language_models import LanguageModel, load_language_model
@@ -78,11 +79,23 @@ def tokenised(
     return kept, numbers
 
 
+def without_dropout(model: Any) -> None:
+    """Turns off the modules that drop out, and the rates that layers hand to functions."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def load_start(job: Job) -> LanguageModel:
-    """The model that the stage goes on from, in the precision it will be trained in. From here on random numbers (new
-    adapters, dropout, the order of rows) follow from the stage's seed, whatever was drawn before."""
+    """The model that the stage goes on from, in the precision it will be trained in and without dropout of its own: the
+    adapters' is the person's. From here on random numbers (new adapters, dropout, the order of rows) follow from the
+    stage's seed, whatever was drawn before."""
     set_seed(job.seed)
-    return load_language_model(job.start, precision="fp32" if job.entry.lora is None else None)
+    loaded = load_language_model(job.start, precision="fp32" if job.entry.lora is None else None)
+    without_dropout(loaded.model)
+    return loaded
 
 
 def pair_answers(pairs: Sequence[Pair]) -> list[Answers]:

@@ -23,7 +23,7 @@ from transformers import Trainer, TrainerCallback
 from registry.language_models import load_language_model
 from registry.rows import Prompt
 from specs.problems import UserError
-from tasks import train_bond
+from tasks import sampler, train_bond
 from tasks import trainer as trainers
 from tasks.sampler import sample
 
@@ -203,6 +203,8 @@ def test_the_anchor_begins_at_the_start_and_follows_the_policy_by_its_rate(
     if start == "tuned":
         stages.build(view, "tuned")
     stages.build(view, "made", micro_batch=2)
+    both = zip(seen[0].policy.values(), seen[0].anchor.values(), strict=True)
+    assert all(torch.equal(policy, anchor) for policy, anchor in both)
     first = standing(view, start, seen[0].anchor)
     whole = load_language_model(view.artifact(start)).model.state_dict()
     assert all(torch.equal(value, whole[name]) for name, value in first.state_dict().items())
@@ -287,10 +289,25 @@ def test_a_stage_whose_process_died_goes_on_to_the_very_same_weights(
 
 
 @pytest.mark.parametrize("lora", [LORA, "lora: null"])
-def test_beside_bf16_the_policy_starts_at_its_anchor_too(study: Study, lora: str) -> None:
+def test_beside_bf16_both_sample_in_it_and_the_policy_starts_at_its_anchor_too(
+    study: Study, monkeypatch: pytest.MonkeyPatch, lora: str
+) -> None:
+    logits: list[torch.Tensor] = []
+    library = sampler.inverse_cdf
+    monkeypatch.setattr(
+        sampler, "inverse_cdf", lambda found, u, **rule: logits.append(found) or library(found, u, **rule)
+    )
     built = stages.build(study(f"{lora}, batch_size: 8", precision="bf16"), "made", micro_batch=8)
     assert built.logged("train/kl_to_anchor") == [(1, pytest.approx(0, abs=1e-6))]
+    assert logits and all(torch.equal(found, found.bfloat16().to(found)) for found in logits)
     assert {tensor.dtype for tensor in weights(built.folder).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("lora", [LORA, "lora: null"])
+def test_the_models_own_dropout_is_off(study: Study, tmp_path: Path, lora: str) -> None:
+    of = letters.language_model(tmp_path / "of", kind="GPTNeoX", num_key_value_heads=4, hidden_dropout=0.5)
+    built = stages.build(study(f"{lora}, batch_size: 8", source=of), "made", micro_batch=8)
+    assert built.logged("train/kl_to_anchor") == [(1, pytest.approx(0, abs=1e-6))]
 
 
 @pytest.mark.parametrize("lora", [LORA, "lora: null"])

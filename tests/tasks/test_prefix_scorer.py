@@ -88,11 +88,19 @@ def answers_of(view: Any) -> list[list[Answer]]:
     """The responses, those to a prompt together, as tokens: letters, and the end where it was reached."""
     lines = (view.artifact("rolls").folder / "responses.jsonl").read_text().splitlines()
     rows = []
-    for row in map(json.loads, lines):
+    for row in map(json.loads, lines):  # an answer of no token says nothing
         prompt = ids(row["prompt"][0]["content"])
         kept = [r for r in row["responses"] if r["text"] or r["finished"]]
         rows.append([(prompt, ids(r["text"]) + [0] * r["finished"], letters.worth([""], [r["text"]])[0]) for r in kept])
     return rows
+
+
+def rewrite(view: Any, change: Callable[[list[dict[str, Any]]], Any]) -> None:
+    """Changes the rows of responses that were sampled."""
+    path = view.artifact("rolls").folder / "responses.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    tiny.write_lines(path, rows)
 
 
 def ids(text: str) -> list[int]:
@@ -120,7 +128,7 @@ def head_of(built: stages.Built) -> tuple[dict[str, Tensor], float, float]:
 
 def reads(model: Any, sequence: Sequence[int]) -> Tensor:
     """The body's state after each token of one sequence [tokens, width]."""
-    states: Tensor = model.model(torch.tensor([sequence])).last_hidden_state[0]
+    states: Tensor = model.base_model(torch.tensor([sequence])).last_hidden_state[0]
     return states
 
 
@@ -178,7 +186,15 @@ def test_the_first_loss_by_hand(
     study: Study, opinionated: None, fields: str, loss: Any, reference: str, lora: str, micro_batch: int
 ) -> None:
     view = study(f"{fields}, {lora}, batch_size: 3, learning_rate: 1e-9")
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        del rows[0]["responses"][2:]  # each row weighs the same, whatever it holds
+        rows[1]["responses"][0] = {"text": "", "finished": False}
+        rows[1]["responses"][1] = {"text": "", "finished": True}
+
+    rewrite(view, change)
     rows = answers_of(view)
+    assert [len(row) for row in rows] == [2, 3, 4] and [0] in [answer for _, answer, _ in rows[1]]
     tokens = [answer for row in rows for _, answer, _ in row]
     assert {len(answer) for answer in tokens} >= {2, 3}  # some are shorter than others, and some come to no end
     assert {answer[-1] == 0 for answer in tokens} == {True, False}
@@ -209,18 +225,38 @@ def test_a_reference_that_is_padded_to_another_width_counts_by_the_tokens_that_b
     assert built.metrics["train/first_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("fields", [f"{FUDGE}, head: scalar", Q])
-def test_a_model_that_sees_only_so_far_back_is_read_as_it_is_alone(
-    study: Study, opinionated: None, tmp_path: Path, fields: str
+FAMILIES = [
+    {"kind": "Mistral", "sliding_window": 8, "num_hidden_layers": 2},  # sees only so far back
+    {"kind": "GPTNeoX", "num_key_value_heads": 4, "hidden_dropout": 0.5},  # forgets half while others train it
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("fields", "loss"), [(f"{FUDGE}, head: scalar", fudge), (Q, bellman)])
+def test_whatever_the_model_an_answer_is_read_as_it_is_alone(
+    study: Study, opinionated: None, tmp_path: Path, fields: str, loss: Any, family: dict[str, Any]
 ) -> None:
-    near = letters.language_model(tmp_path / "near", kind="Mistral", sliding_window=8, num_hidden_layers=2)
     fields = f"{fields}, {LORA}, batch_size: 1, learning_rate: 1e-9"
-    view = study(fields, ["abcdefgfedcb"], "from: other, samples: 4", base=near)
+    of = letters.language_model(tmp_path / "of", **family)
+    view = study(fields, ["abcdefgfedcb"], "from: other, samples: 4", base=of)
     built = stages.build(view, "made")
     head, _, _ = head_of(built)
     start = load_language_model(view.artifact("base")).model
-    expected = float(mean_loss(answers_of(view), fudge if "scalar" in fields else bellman, start, head, start))
+    expected = float(mean_loss(answers_of(view), loss, start, head, start))
     assert built.metrics["train/first_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_first_batch_that_is_tried_holds_the_row_of_most_tokens(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of its answers the longest with its prompt is shorter than that of the other row, but they are many.
+    view = study(f"{FUDGE}, {LORA}, batch_size: 1", ["a", "abcdefg"])
+    answers = [[{"text": "bcd", "finished": True}] * 4, [{"text": "a", "finished": True}]]
+    rewrite(view, lambda rows: [row.update(responses=some) for row, some in zip(rows, answers, strict=True)])
+    tried: list[list[int]] = []
+    monkeypatch.setattr(trainers, "loss_of", lambda trainer, rows: tried.append(list(rows)) or 0.5)
+    stages.build(view, "made", micro_batch=1)
+    assert tried == [[0]]
 
 
 def test_a_model_in_which_answers_side_by_side_would_meet_is_refused(study: Study, tmp_path: Path) -> None:

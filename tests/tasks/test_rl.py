@@ -409,10 +409,25 @@ def test_all_weights_of_a_hub_model_are_trained_against_the_revision_that_is_nam
     assert built.metrics["train/first_kl"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_the_models_own_dropout_is_off(study: Study, tmp_path: Path, algorithm: str) -> None:
+    of = letters.language_model(tmp_path / "of", kind="GPTNeoX", num_key_value_heads=4, hidden_dropout=0.5)
+    built = stages.build(study(f"algorithm: {algorithm}, {LORA}, samples: 4, batch_size: 2", source=of), "made")
+    assert built.metrics["train/first_kl"] == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("lora", [LORA, "lora: null"])
-def test_beside_bf16_the_policy_starts_at_its_reference_too(study: Study, lora: str) -> None:
+def test_beside_bf16_the_policy_samples_in_it_and_starts_at_its_reference_too(
+    study: Study, monkeypatch: pytest.MonkeyPatch, lora: str
+) -> None:
+    drawn: list[torch.Tensor] = []
+    library = sampler.inverse_cdf
+    monkeypatch.setattr(
+        sampler, "inverse_cdf", lambda logits, u, **rule: drawn.append(logits) or library(logits, u, **rule)
+    )
     built = stages.build(study(f"{lora}, samples: 4, batch_size: 2", precision="bf16"), "made")
     assert built.metrics["train/first_kl"] == pytest.approx(0, abs=1e-6)
+    assert drawn and all(torch.equal(logits, logits.bfloat16().to(logits)) for logits in drawn)
     assert {tensor.dtype for tensor in weights(built.folder).values()} == {torch.float32}
 
 
