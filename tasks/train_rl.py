@@ -41,7 +41,8 @@ def train_rl(job: Job) -> Result:
     base = load_start(job)
     sampling = Sampling(job, base, prompts)
     # TRL pads with it behind masks of its own, and the padding token may be one that the model does not have.
-    base.tokenizer.pad_token = base.tokenizer.eos_token
+    if base.eos_ids:
+        base.tokenizer.pad_token_id = base.eos_ids[0]
     lora = lora_config(entry, "CAUSAL_LM")
     # The mean of a group of n holds the sample itself, so GRPO's reward counts (n - 1) / n, and the KL must no more.
     weight = entry.beta * (1.0 if entry.algorithm == "rloo" else 1 - 1 / entry.samples)

@@ -1,4 +1,4 @@
-"""J-BOND on tiny models: who duels, what a row of candidates brings along, how the anchor follows, where it all ends."""
+"""J-BOND on tiny models: who duels, what a row of candidates brings along, how the anchor follows, where it ends."""
 
 from __future__ import annotations
 

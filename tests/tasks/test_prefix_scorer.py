@@ -427,7 +427,8 @@ def test_q_gives_a_prefix_what_the_reference_makes_of_it_whoever_wrote_the_respo
     exact = {token: expected_reward(base, "ab", [token], 2) for token in range(8)}
     found = {token: value([token]) for token in range(8)}
     assert found == pytest.approx(exact, abs=0.15)
-    assert begun(view) != pytest.approx(exact, abs=0.3)  # the responses' own means are further off
+    if rolls == "other":
+        assert begun(view) != pytest.approx(exact, abs=0.4)  # the mean rewards of its responses are further off
     far = [(low, high) for low in exact for high in exact if exact[high] - exact[low] > 0.3]
     assert len(far) > 20 and all(found[low] < found[high] for low, high in far)
 
@@ -529,8 +530,7 @@ def apart(one: stages.Built, other: stages.Built) -> float:
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
-@BOTH
-@pytest.mark.parametrize("fields", KINDS)
+@pytest.mark.parametrize(("fields", "lora"), zip(KINDS, [LORA, "lora: null"] * 2, strict=True))
 def test_how_a_batch_is_accumulated_changes_nothing_but_rounding(study: Study, fields: str, lora: str) -> None:
     fields = f"{fields}, {lora}, batch_size: 3, learning_rate: 1e-2, epochs: 3.0"
     whole, parts = (stages.build(study(fields), "made", micro_batch=size) for size in (3, 1))
@@ -573,8 +573,16 @@ class Died(Exception):
     """What stands for a kill."""
 
 
-@BOTH
-@pytest.mark.parametrize(("fields", "step"), [(FUDGE, 1), (f"{FUDGE}, head: scalar", 3), (Q, 4), (BT, 2)])
+@pytest.mark.parametrize(
+    ("fields", "lora", "step"),
+    [
+        (FUDGE, LORA, 1),
+        (f"{FUDGE}, head: scalar", "lora: null", 3),
+        (Q, LORA, 4),
+        (Q, "lora: null", 1),
+        (BT, LORA, 2),
+    ],
+)
 def test_a_stage_whose_process_died_goes_on_to_the_very_same_weights(
     study: Study, monkeypatch: pytest.MonkeyPatch, fields: str, lora: str, step: int
 ) -> None:

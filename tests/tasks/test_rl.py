@@ -475,8 +475,8 @@ def test_the_optimum_does_not_depend_on_the_number_of_samples(study: Study, algo
     view = study(f"algorithm: {algorithm}, {fields}", ["a"], longest=1)
     built = stages.build(view, "made", micro_batch=64)
     start, end = (answers_of(artifact, [1], 1) for artifact in (view.artifact("base"), built.artifact))
-    assert total_variation(end, tilted(start, 0.5)) < 0.05
-    assert total_variation(start, tilted(start, 0.5)) > 0.4
+    # With the KL at 4/3 of its weight it would be 0.12 away.
+    assert total_variation(end, tilted(start, 0.5)) < 0.08 < 0.4 < total_variation(start, tilted(start, 0.5))
 
 
 @pytest.mark.parametrize(("algorithm", "lora"), SOME)
