@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specs.base import Count, Flag, NonNegative, Positive, Probability, Spec
 from specs.calibration import Identity, Transform
@@ -33,13 +33,19 @@ class RL(Training):
     """A transformation of a calibrated reward; any other reward takes `identity` only."""
     algorithm: Literal["rloo", "grpo"] = "rloo"
     """Leave-one-out baselines with the KL in the reward (Ahmadian et al., 2024), or group baselines with the KL in the
-    loss (Shao et al., 2024), neither divided by a standard deviation."""
+    loss, token by token (Shao et al., 2024), neither divided by a standard deviation."""
     samples: Annotated[int, Field(strict=True, ge=2)] = 4
     """Samples to each prompt of a step."""
     max_new_tokens: Count = 64
     """The most tokens of a sample."""
     beta: NonNegative = 0.1
     """The weight of the KL divergence from the model that training starts from."""
+
+    @model_validator(mode="after")
+    def _is_one_policy(self) -> RL:
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError("samples and learns with one policy, which dropout would make two; set `lora.dropout: 0`")
+        return self
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
         """The transforms are functions on [0, 1], where calibrated rewards are uniform."""

@@ -51,7 +51,6 @@ def train_on_candidates(
         model=model,
         args=TrainingArguments(**settings, remove_unused_columns=False),
         train_dataset=numbered(columns),
-        processing_class=base.tokenizer,
         data_collator=collate,
     )
     curve = train(trainer, job, rows, base.tokenizer)

@@ -30,12 +30,21 @@ from specs.prefix_scorer import PreferencePrefixScorer, QScorer
 from specs.problems import UserError
 from tasks.answers import rule_of
 from tasks.candidates import pad_columns
-from tasks.inputs import RESPONSES, pairs_of, read_lines
+from tasks.inputs import pairs_of
 from tasks.job import Job, Result
 from tasks.scores import Scores
 from tasks.threads import use_threads
 from tasks.trainer import Careful, train
-from tasks.training import Answers, Tokenised, arguments, load_start, lora_config, numbered, pair_answers, training_rows
+from tasks.training import (
+    Tokenised,
+    arguments,
+    load_start,
+    lora_config,
+    numbered,
+    pair_answers,
+    response_answers,
+    training_rows,
+)
 
 
 def train_prefix_scorer(job: Job) -> Result:
@@ -47,7 +56,7 @@ def train_prefix_scorer(job: Job) -> Result:
     if isinstance(entry, PreferencePrefixScorer):
         slot, answers = "data", pair_answers(pairs_of(job, "data"))
     else:
-        slot, answers = "responses", _responses(job)
+        slot, answers = "responses", response_answers(job, "responses")
         prompts = [Prompt(tuple(row[0][0])) for row in answers]
         texts = [[text for _, text, _ in row] for row in answers]
         rewards = Scores(job.execution, job.log).of(job.one("reward"), prompts, texts)
@@ -80,16 +89,6 @@ def train_prefix_scorer(job: Job) -> Result:
     metrics |= {"rows": float(len(rows)), "answers": float(sum(map(len, rows)))}
     metrics |= {"dropped_too_long": float(len(answers) - len(kept)), "deviation": deviation}
     return Result(metrics)
-
-
-def _responses(job: Job) -> list[Answers]:
-    folder = job.one("responses").folder
-    assert folder is not None
-    rows = [
-        [(tuple(row["prompt"]), r["text"], r["finished"]) for r in row["responses"] if r["text"] or r["finished"]]
-        for row in read_lines(folder / RESPONSES)
-    ]
-    return [row for row in rows if row]
 
 
 def _controlled(job: Job) -> Artifact:

@@ -13,11 +13,10 @@ from registry.methods.qrpo import loss as qrpo_loss
 from registry.rows import Prompt
 from specs.generation import Sample
 from tasks.candidates import pairs_with_answers, train_on_candidates
-from tasks.inputs import RESPONSES, read_lines
 from tasks.job import Job, Result
 from tasks.scores import Scores
 from tasks.threads import use_threads
-from tasks.training import Answers, load_start, pair_answers, training_rows
+from tasks.training import Answers, load_start, pair_answers, response_answers, training_rows
 from tasks.transformed import log_partition, transformation
 
 
@@ -67,12 +66,6 @@ def train_qrpo(job: Job) -> Result:
 
 def _answers(job: Job) -> list[Answers]:
     """Every answer of the data, those to one prompt together."""
-    data = job.one("data")
-    if isinstance(data.entry, Sample):
-        assert data.folder is not None
-        return [
-            [(tuple(row["prompt"]), r["text"], r["finished"]) for r in row["responses"] if r["text"]]
-            for row in read_lines(data.folder / RESPONSES)
-            if any(r["text"] for r in row["responses"])
-        ]
+    if isinstance(job.one("data").entry, Sample):
+        return response_answers(job, "data")
     return pair_answers(pairs_with_answers(job, "data"))

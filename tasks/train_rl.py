@@ -54,7 +54,7 @@ def train_rl(job: Job) -> Result:
         # Without adapters TRL would load the reference that the configuration names: another one than the start where a
         # stage came before, or another revision of it.
         "beta": 0.0 if lora is None else weight,
-        "disable_dropout": False,  # it would be the adapters' too
+        "disable_dropout": True,
         "temperature": 1.0,
     }
     if entry.algorithm == "rloo":

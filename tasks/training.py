@@ -20,6 +20,7 @@ from registry.rows import Pair, percent, too_many
 from specs.data import Data
 from specs.problems import UserError
 from specs.training import Training
+from tasks.inputs import RESPONSES, read_lines
 from tasks.job import Job
 
 Answers = Sequence[tuple[Sequence[Message], str, bool]]
@@ -101,6 +102,17 @@ def load_start(job: Job) -> LanguageModel:
 def pair_answers(pairs: Sequence[Pair]) -> list[Answers]:
     """Both answers of each pair; one that was cut off is given no end."""
     return [[(p.prompt, p.chosen, p.chosen_finished), (p.prompt, p.rejected, p.rejected_finished)] for p in pairs]
+
+
+def response_answers(job: Job, slot: str) -> list[Answers]:
+    """The responses to each prompt of a `sample` stage. One without a token is no answer."""
+    folder = job.one(slot).folder
+    assert folder is not None
+    rows = [
+        [(tuple(row["prompt"]), r["text"], r["finished"]) for r in row["responses"] if r["text"] or r["finished"]]
+        for row in read_lines(folder / RESPONSES)
+    ]
+    return [row for row in rows if row]
 
 
 def numbered(columns: Sequence[dict[str, Any]]) -> Dataset:

@@ -178,6 +178,10 @@ def test_what_only_judges_may_be_calibrated_and_then_only_judges(write: Write) -
             "stages.a.beta  the fixed point is the optimum for a `beta` above 0; give one, or take `form: exponential`",
         ),
         (
+            "  a: {do: rl, from: base, prompts: prompts, reward: joy, lora: {dropout: 0.1}}\n",
+            "stages.a  samples and learns with one policy, which dropout would make two; set `lora.dropout: 0`",
+        ),
+        (
             "  a: {do: qrpo, from: base, data: pairs, reward: joy}\n",
             "stages.a.reward  `joy` is a reward; this takes a calibrated reward",
         ),
