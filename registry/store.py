@@ -92,6 +92,15 @@ def scratch_of(home: Path, kind: str, fingerprint: str) -> Path:
     return folder_of(home, kind, fingerprint).with_name(f".{fingerprint[:16]}.scratch")
 
 
+def drop_if_empty(home: Path, kind: str, fingerprint: str) -> None:
+    """Removes the folder for what is to outlive a build, where nothing has been put there."""
+    import shutil
+
+    folder = scratch_of(home, kind, fingerprint)
+    if not any(p.is_file() for p in folder.rglob("*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def publish(home: Path, kind: str, fingerprint: str, built: Path, record: dict[str, Any]) -> Stored:
     """Makes what lies in `built` the artifact: digests, record, sync, rename."""
     import shutil

@@ -37,7 +37,11 @@ class Soup(Stage):
     """What its experts are: language models or rewards (the graph knows)."""
 
     do: Literal["soup"]
-    experts: Annotated[tuple[Experts, ...], Field(min_length=1), BeforeValidator(_listed)]
+    experts: Annotated[
+        tuple[Experts, ...],
+        Field(min_length=1),
+        BeforeValidator(_listed, json_schema_input_type=tuple[Experts, ...] | Experts),
+    ]
     """Models to average, or reward models; the name of a sweep means its members."""
     weights: tuple[NonNegative, ...] | Grid | None = None
     """Each expert's weight, in their order, summing to 1; or a grid over all such weights; equal ones if absent."""

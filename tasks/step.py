@@ -24,7 +24,7 @@ from prefect.context import TaskRunContext
 from prefect.states import Completed, State
 
 from registry.provenance import provenance
-from registry.store import Stored, building, find, locked, publish, scratch_of
+from registry.store import Stored, building, drop_if_empty, find, locked, publish, scratch_of
 from specs.base import seconds
 from specs.data import Data
 from specs.models import Model
@@ -209,6 +209,7 @@ def _build(session: Session, work: Work) -> Stored:
             raise
         finally:
             session.tracker.finish(run, status)
+            drop_if_empty(session.home, work.kind, work.fingerprint)
     session.observe(work.name, "done", (stored.record["metrics"], elapsed))
     return stored
 

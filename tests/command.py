@@ -43,7 +43,7 @@ def stored(home: Path) -> list[str]:
     """The kinds of the artifacts in the store, where nothing half-written may lie."""
     kinds = []
     for folder in (home / "store").glob("*/*"):
-        assert not folder.name.endswith(".building")
+        assert not folder.name.endswith((".building", ".scratch"))
         record: dict[str, Any] = json.loads((folder / "record.json").read_bytes())
         assert all((folder / name).stat().st_size == file["bytes"] for name, file in record["files"].items())
         kinds.append(folder.parent.name)

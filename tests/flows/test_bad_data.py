@@ -167,7 +167,7 @@ def test_rows_longer_than_the_model_or_the_stage_fail_their_stage_with_the_remed
     assert ended["failed"] == {
         "too_long": "`base` reads 512 tokens, and the longest prompt has 509 before 4 new ones; shorten the prompts or "
         "`max_new_tokens`",
-        "sft": "data.pairs: 1 of 10 pairs (10 %) are longer than 73 tokens; 1% may be dropped; raise `max_length` or set "
+        "sft": "data.pairs: 1 of 10 rows (10 %) are longer than 73 tokens; 1% may be dropped; raise `max_length` or set "
         "`too_long: truncate_left` or raise `max_dropped`",
     }
     assert ended["stages"]["rolls"] == "done"
