@@ -18,6 +18,8 @@ from registry.rewards import scorer
 from specs.problems import UserError
 from tasks.inputs import read_lines
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(8)]
 EXPERTS = """\
   one: {do: sft, from: base, data: pairs, learning_rate: 1e-2}

@@ -27,6 +27,8 @@ from tasks import sampler, train_bond
 from tasks import trainer as trainers
 from tasks.sampler import sample
 
+pytestmark = pytest.mark.slow
+
 LORA = "lora: {rank: 4, alpha: 8}"
 EIGHT = ["a", "b", "cc", "d", "ef", "g", "ag", "bcd"]
 ANSWERS = {(token,): letters.WORTH[text] for token, text in enumerate(letters.ANSWERS)}

@@ -33,6 +33,8 @@ from textbook import (
 from specs.problems import UserError
 from tasks.candidates import CandidateTrainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:

@@ -23,6 +23,8 @@ from tasks import own_samples, train_dpo
 from tasks import trainer as trainers
 from tasks.view import View
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [
     {"prompt": "How was it?", "chosen": "It was good.", "rejected": "Bad"},
     {"prompt": "And you?", "chosen": "<pad>", "rejected": "A much longer answer<|end|>"},

@@ -28,6 +28,8 @@ from specs.problems import UserError
 from tasks import train_prefix_scorer
 from tasks import trainer as trainers
 
+pytestmark = pytest.mark.slow
+
 LORA = "lora: {rank: 4, alpha: 8}"
 BOTH = pytest.mark.parametrize("lora", [LORA, "lora: null"])
 PROMPTS = ["a", "bcd", "ef"]

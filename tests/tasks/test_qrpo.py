@@ -10,6 +10,8 @@ import pytest
 import torch
 from textbook import LORA, METHODS, STILL, Lab, qrpo_by_hand, qrpo_loss
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:

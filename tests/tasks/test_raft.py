@@ -33,6 +33,8 @@ from tasks.sampler import Positions
 from tasks.scores import Scores
 from tasks.view import View
 
+pytestmark = pytest.mark.slow
+
 MESSAGES = ["Why?", "How was the trip?", "Where to, and when?", "And then?"]
 HELD_OUT = ["Is it so?", "Held, so?", "So who?"]
 TOKENS = {"a": 0.4, "b": 0.25, "c": 0.15, "<|end|>": 0.2}

@@ -28,6 +28,8 @@ from tasks import sampler, train_rl
 from tasks import trainer as trainers
 from tasks.sampler import sample
 
+pytestmark = pytest.mark.slow
+
 LORA = "lora: {rank: 4, alpha: 8}"
 KINDS = [("rloo", LORA), ("rloo", "lora: null"), ("grpo", LORA), ("grpo", "lora: null")]
 SOME = [KINDS[0], KINDS[3]]

@@ -37,6 +37,8 @@ from tasks import train_rrhf
 from tasks.beam import beam_search
 from tasks.sampler import sample
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:

@@ -19,6 +19,8 @@ from trl import SFTTrainer
 from specs.problems import UserError
 from tasks import trainer as trainers
 
+pytestmark = pytest.mark.slow
+
 TEN = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(10)]
 KINDS = {
     "sft": "do: sft, from: base, data: pairs",
