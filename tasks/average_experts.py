@@ -84,7 +84,9 @@ def _check_loaded(
     if experts[0].heads:
         model = with_score_head(model, 0)
     loaded = PeftModel.from_pretrained(model, str(job.out / ADAPTER))
-    layers = {n.removeprefix("base_model.model."): m for n, m in loaded.named_modules() if hasattr(m, "get_delta_weight")}
+    layers = {
+        n.removeprefix("base_model.model."): m for n, m in loaded.named_modules() if hasattr(m, "get_delta_weight")
+    }
     largest = 0.0
     same = [True] * len(experts)
     for module, parts in mixed.items():

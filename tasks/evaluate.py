@@ -64,7 +64,10 @@ def evaluate(job: Job) -> Result:
                 "length": measured(lengths[i].mean(axis=1))._asdict(),
                 "finished": float(np.mean([a.finished for row in answers[i] for a in row])),
                 "rewards": [
-                    {name: measured(values)._asdict() for name, values in _found(policies, i, reference, scores).items()}
+                    {
+                        name: measured(values)._asdict()
+                        for name, values in _found(policies, i, reference, scores).items()
+                    }
                     for scores in rewards
                 ],
             }

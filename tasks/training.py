@@ -147,7 +147,9 @@ def arguments(job: Job, rows: int, precision: str, *, each: int = 1) -> dict[str
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     share, rest = divmod(entry.batch_size * each, processes)
     if rest:
-        raise UserError(f"`batch_size: {entry.batch_size}` does not divide among {processes} processes; change one of them")
+        raise UserError(
+            f"`batch_size: {entry.batch_size}` does not divide among {processes} processes; change one of them"
+        )
     micro = _micro_batch(share, job.execution.micro_batch)
     steps = math.ceil(entry.epochs * math.ceil(rows / entry.batch_size))
     cuda = torch.cuda.is_available()

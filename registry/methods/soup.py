@@ -201,13 +201,15 @@ def _arc(updates: Sequence[Sequence[Factor]], weights: Sequence[float]) -> Seque
 
 
 def _sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum in fp32 at least, written as a walk from the first tensor that counts: corners and equal
-    tensors come out to the bit."""
+    """The weighted average in fp32 at least, one pass a tensor: each is mixed in by its share of the weight so far, so
+    that corners and equal tensors come out to the bit. A new tensor."""
     kept = [(_fp32(tensor), w) for tensor, w in zip(tensors, weights, strict=True) if w != 0]
-    anchor = kept[0][0]
-    total = anchor.clone()
+    total, mass = kept[0]
+    if len(kept) == 1:
+        return total.clone()
     for tensor, w in kept[1:]:
-        total += w * (tensor - anchor)
+        mass += w
+        total = torch.lerp(total, tensor, w / mass)
     return total
 
 
