@@ -60,8 +60,8 @@ def by_stage(kind: str, folder: Path) -> float:
 
     from specs.execution import Execution
     from specs.load import load
+    from tasks.bodies import BODIES
     from tasks.job import Job, Log
-    from tasks.step import BODIES
     from tasks.view import View
 
     view = View.of(load(folder / "study.yaml").study, folder / "home", folder, offline=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from registry.artifacts import Artifact
 from registry.language_models import ADAPTER, WEIGHTS
-from registry.methods.soup import Factor, Soup, Update
+from registry.methods.soup import Factor, Soup, Update, average
 from specs.problems import UserError
 
 PREFIX = "base_model.model."
@@ -109,6 +109,4 @@ def save_update(soup: Soup, heads: dict[str, Tensor], folder: Path, like: Path) 
 
 def average_heads(experts: Sequence[Expert], weights: Sequence[float]) -> dict[str, Tensor]:
     """The heads' average: they are whole weights."""
-    from registry.methods.soup import average
-
     return average([e.heads for e in experts], weights)

@@ -15,27 +15,9 @@ import torch
 from registry.artifacts import Artifact
 from specs.execution import Execution
 from specs.load import load
+from tasks.bodies import BODIES
 from tasks.job import Event, Job, Log
 from tasks.view import View
-
-# Those of `tasks.step`, which is not imported: it loads Prefect and MLflow, which no body needs.
-BODIES = {
-    "sft": "tasks.train_sft:train_sft",
-    "reward_model": "tasks.train_reward_model:train_reward_model",
-    "autoregressive_reward_model": "tasks.train_autoregressive_reward_model:train_autoregressive_reward_model",
-    "calibrate": "tasks.calibrate:calibrate",
-    "rrhf": "tasks.train_rrhf:train_rrhf",
-    "raft": "tasks.train_raft:train_raft",
-    "dpo": "tasks.train_dpo:train_dpo",
-    "qrpo": "tasks.train_qrpo:train_qrpo",
-    "rl": "tasks.train_rl:train_rl",
-    "bond": "tasks.train_bond:train_bond",
-    "prefix_scorer": "tasks.train_prefix_scorer:train_prefix_scorer",
-    "soup": "tasks.average_experts:average_experts",
-    "sample": "tasks.generate:sample_responses",
-    "label": "tasks.generate:label_responses",
-    "evaluate": "tasks.evaluate:evaluate",
-}
 
 
 @dataclass(frozen=True)
