@@ -125,7 +125,7 @@ def built(view: Any) -> Build:
     def build(name: str) -> stages.Built | None:
         for _, below in view.nodes[name].inputs:
             build(below)
-        if view.nodes[name].kind in stages.BODIES and name not in known:
+        if view.nodes[name].is_stage and view.nodes[name].kind != "decode" and name not in known:
             known[name] = stages.build(view, name)
         return known.get(name)  # of what is no stage nothing is asked
 
