@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from registry import data, models
+from registry import data, four_bits, models
 from registry.python_source import python_fact
 from specs.data import Data
 from specs.graph import Graph, Node
@@ -74,10 +74,16 @@ def row_problems(study: Study, names: set[str]) -> list[tuple[SpecPath, str]]:
 
 def problems(study: Study, facts: dict[str, Fact]) -> list[tuple[SpecPath, str]]:
     """What cannot be had, at the field of the spec that names it."""
-    found = []
+    found: list[tuple[SpecPath, str]] = []
     for name, node in Graph(entries(study)).nodes.items():
         fact = facts.get(name)
         if fact and fact.problem:
             field = "target" if isinstance(node.entry, PythonReward) else "source"
             found.append(((node.section, name.split(".")[0], field), fact.problem))
+        lora = getattr(node.entry, "lora", None)
+        if lora and lora.base == "nf4" and not four_bits.installed():
+            found.append(((node.section, name, "lora", "base"), four_bits.MISSING))
+        if lora and lora.base == "nf4" and study.execution.sharding != "ddp":
+            told = f"`{study.execution.sharding}` does not split weights in four bits (`lora.base: nf4` of `{name}`); use `ddp`"
+            found.append((("execution", "sharding"), told))
     return list(dict.fromkeys(found))

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import set_template
+from registry.four_bits import hold, rounded, wanted
 from registry.models import CATALOGUE, local_folder
 from specs.base import expand_environment
 from specs.models import Model
@@ -89,12 +90,15 @@ def load_tokenizer(artifact: Artifact) -> Any:
     return tokenizer
 
 
-def load_language_model(artifact: Artifact, *, precision: str | None = None) -> LanguageModel:
-    """The model on the device, in evaluation mode, in the precision its source names (or in `precision`)."""
+def load_language_model(artifact: Artifact, *, precision: str | None = None, four_bits: bool = False) -> LanguageModel:
+    """The model on the device, in evaluation mode, in the precision its source names (or in `precision`); with
+    `four_bits` its linear layers are held in those."""
     bottom = root(artifact)
     resolved = precision or own_precision(bottom)
     tokenizer = load_tokenizer(bottom)
     model = _load_weights(artifact, resolved)
+    if four_bits:
+        model = hold(model)
     return LanguageModel(model.to(device()).eval(), tokenizer, resolved)
 
 
@@ -110,7 +114,11 @@ def _load_weights(artifact: Artifact, precision: str) -> Any:
         return _load_weights(artifact.start, precision)
     from peft import PeftModel
 
-    below = _load_weights(artifact.start, "fp32")
+    below = (
+        rounded(_load_weights(artifact.start, own_precision(artifact))).float()
+        if wanted(artifact)
+        else _load_weights(artifact.start, "fp32")
+    )
     merged = PeftModel.from_pretrained(below, str(artifact.folder / ADAPTER)).merge_and_unload()
     return merged.requires_grad_(True).to(DTYPES[precision])  # PEFT has frozen what may be trained whole next
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import Message, cut_left, encode_dialogue, shown
+from registry.four_bits import rounded, wanted
 from registry.language_models import (
     ADAPTER,
     DTYPES,
@@ -82,8 +83,10 @@ def load_reward_model(artifact: Artifact) -> tuple[Any, Any]:
     else:
         from peft import PeftModel
 
-        below = load_language_model(artifact.start)
-        model = PeftModel.from_pretrained(with_score_head(below.model, 0), str(artifact.folder / ADAPTER))
+        below = load_language_model(artifact.start).model
+        if wanted(artifact):
+            below = rounded(below)
+        model = PeftModel.from_pretrained(with_score_head(below, 0), str(artifact.folder / ADAPTER))
     return model.to(device()).eval(), load_tokenizer(artifact)
 
 

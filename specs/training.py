@@ -18,6 +18,10 @@ class Lora(Spec):
     """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input."""
+    base: Literal["own", "nf4"] = "own"
+    """The frozen weights under the adapters: in the model's own precision, or in four bits (QLoRA: Dettmers et al., 2023),
+    which a GPU of a quarter of the memory holds. It needs the package bitsandbytes. What was trained so is also used so:
+    on weights rounded to four bits."""
 
 
 class Training(Seeded):

@@ -128,12 +128,7 @@ def draw(
     shared = model.start if rules[0].is_mixed else model
     loaded = load_language_model(shared)
     encoded = [encode_prompt(loaded.tokenizer, p.messages) for p in prompts]
-    longest = max(map(len, encoded))
-    if longest + max_new_tokens > context_length(loaded.model):
-        raise UserError(
-            f"`{model.name}` reads {context_length(loaded.model)} tokens, and the longest prompt has {longest} "
-            f"before {max_new_tokens} new ones; shorten the prompts or `max_new_tokens`"
-        )
+    leave_room(model.name, loaded.model, encoded, max_new_tokens)
     with _mixed(rules, loaded.model, len(prompts)) as on_rows:
         drawn = sample(
             loaded.model,
@@ -200,3 +195,13 @@ def keys(prompts: Sequence[Prompt], stream: str = "") -> list[str]:
         seen[prompt.id] = seen.get(prompt.id, -1) + 1
         result.append(f"{prompt.id}/{seen[prompt.id]}" + (f"/{stream}" if stream else ""))
     return result
+
+
+def leave_room(name: str, model: Any, prompts: Sequence[Sequence[int]], new: int) -> None:
+    """Raises `UserError` where a prompt's tokens leave too few of the model's positions for `new` ones."""
+    longest, limit = max(map(len, prompts)), context_length(model)
+    if longest + new > limit:
+        raise UserError(
+            f"`{name}` reads {limit} tokens, and the longest prompt has {longest} before {new} new ones; shorten the "
+            "prompts or `max_new_tokens`"
+        )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tasks.sampler import FIRST_ROOM, PREFILL
-from tasks.slot_cache import Prefill, SlotCache, attention_window, prefill
+from tasks.slot_cache import Prefill, SlotCache, check_room, evaluating, prefill
 
 # Ended hypotheses are ranked by their sum of log-probabilities over their length to this power.
 LENGTH_PENALTY = 1.0
@@ -98,13 +98,8 @@ def beam_search(
         model, prompts, beams, groups, diversity, max_new_tokens, frozenset(eos_ids), temperature, rows
     )  # fmt: skip
     _check(request)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with evaluating(model):
         return _run(request, on_progress)
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _run(request: _Request, on_progress: Callable[[int, int], None] | None) -> list[list[Beam]]:
@@ -317,13 +312,4 @@ def _check(request: _Request) -> None:
         raise ValueError(f"temperature is {request.temperature}; it must be above 0 (one beam is greedy decoding)")
     if request.rows < request.beams:
         raise ValueError(f"rows is {request.rows}; the {request.beams} beams of one prompt need a row each")
-    limit = getattr(request.model.config.get_text_config(), "max_position_embeddings", None)
-    bound = min((n for n in (attention_window(request.model), limit) if n is not None), default=None)
-    for number, prompt in enumerate(request.prompts):
-        if len(prompt) == 0:
-            raise ValueError(f"prompt {number} is empty: there is no token to go on from")
-        if bound is not None and len(prompt) + request.max_new_tokens > bound:
-            raise ValueError(
-                f"prompt {number}: {len(prompt)} tokens and {request.max_new_tokens} new ones are more than the "
-                f"{bound} positions that the model can attend to; shorten the prompt or lower max_new_tokens"
-            )
+    check_room(request.model, range(len(request.prompts)), request.prompts, request.max_new_tokens)

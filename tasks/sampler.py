@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from registry.methods.draws import check_rule, inverse_cdf, uniforms
-from tasks.slot_cache import Prefill, SlotCache, attention_window, prefill
+from tasks.slot_cache import Prefill, SlotCache, check_room, evaluating, prefill
 
 # Prompts a prefill batch: enough positions to fill the matrix kernels, little padding, and logits
 # at no more than this many distinct last positions.
@@ -110,13 +110,8 @@ def sample(
         temperature, top_k, top_p, rows, Positions() if count is None else count, on_rows,
     )  # fmt: skip
     _check(request)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with evaluating(model):
         return _run(request, on_progress)
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _run(request: _Request, on_progress: Callable[[int, int], None] | None) -> list[list[Sample]]:
@@ -285,19 +280,4 @@ def _check(request: _Request) -> None:
         )
     if len(request.keys) != len(request.prompts):
         raise ValueError(f"{len(request.prompts)} prompts came with {len(request.keys)} keys")
-    window = attention_window(request.model)
-    limit = getattr(request.model.config.get_text_config(), "max_position_embeddings", None)
-    for key, prompt in zip(request.keys, request.prompts, strict=True):
-        if len(prompt) == 0:
-            raise ValueError(f"prompt {key} is empty: there is no token to go on from")
-        needed = len(prompt) + request.max_new_tokens
-        parts = f"prompt {key}: {len(prompt)} tokens and {request.max_new_tokens} new ones"
-        if limit is not None and needed > limit:
-            raise ValueError(
-                f"{parts} are more than the model's {limit} positions; shorten the prompt or lower max_new_tokens"
-            )
-        if window is not None and needed > window:
-            raise ValueError(
-                f"{parts} are more than the {window} positions that a layer of the model attends "
-                "to (sliding window); this sampler needs them to fit"
-            )
+    check_room(request.model, request.keys, request.prompts, request.max_new_tokens)

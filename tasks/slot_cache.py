@@ -9,7 +9,8 @@ has ended, or the last row is moved into its place, so nothing is computed for e
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +135,38 @@ class SlotCache(Cache):
             for layer, old in enumerate(held):
                 held[layer] = self._room(old)
                 held[layer][:, :, :used] = old
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each of its modules in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_room(model: Any, names: Iterable[object], prompts: Iterable[Sequence[int]], new: int) -> None:
+    """Raises ValueError, with the prompt's name, where one is empty or leaves no room for `new` tokens."""
+    window = attention_window(model)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, prompt in zip(names, prompts, strict=True):
+        if len(prompt) == 0:
+            raise ValueError(f"prompt {name} is empty: there is no token to go on from")
+        needed = len(prompt) + new
+        parts = f"prompt {name}: {len(prompt)} tokens and {new} new ones"
+        if limit is not None and needed > limit:
+            raise ValueError(
+                f"{parts} are more than the model's {limit} positions; shorten the prompt or lower max_new_tokens"
+            )
+        if window is not None and needed > window:
+            raise ValueError(
+                f"{parts} are more than the {window} positions that a layer of the model attends "
+                "to (sliding window); they have to fit"
+            )
 
 
 def attention_window(model: Any) -> int | None:

@@ -17,13 +17,13 @@ from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from registry.dialogue_text import Message, decode_answer, encode_prompt
-from registry.language_models import LanguageModel, context_length, load_language_model, own_precision
+from registry.language_models import LanguageModel, load_language_model, own_precision
 from registry.log_probs import with_log_probs
 from registry.rewards import scorer
 from registry.rows import Prompt
 from specs.calibration import Calibrate
 from specs.problems import UserError
-from tasks.answers import keys
+from tasks.answers import keys, leave_room
 from tasks.inputs import prompts_of
 from tasks.job import Job, Result
 from tasks.sampler import sample
@@ -105,12 +105,8 @@ class Sampling:
     def __init__(self, job: Job, base: LanguageModel, prompts: Sequence[Prompt]):
         self.job, self.tokenizer, self.eos_ids = job, base.tokenizer, base.eos_ids
         self.bf16 = own_precision(job.start) == "bf16"
-        longest, most = max(map(len, self.encode([p.messages for p in prompts]))), job.entry.max_new_tokens
-        if longest + most > context_length(base.model):
-            raise UserError(
-                f"`{job.start.name}` reads {context_length(base.model)} tokens, and the longest prompt has {longest} "
-                f"before {most} new ones; shorten the prompts or `max_new_tokens`"
-            )
+        encoded = self.encode([p.messages for p in prompts])
+        leave_room(job.start.name, base.model, encoded, job.entry.max_new_tokens)
 
     def encode(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
         return [

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from registry.dialogue_text import decode_answer, encode_prompt
-from registry.language_models import context_length, load_language_model, own_precision
+from registry.language_models import load_language_model, own_precision
 from registry.log_probs import Row, score_rows
 from registry.methods import rrhf
 from registry.rows import Pair, Prompt
 from specs.problems import UserError
 from specs.reward_training import DataCandidates, DiverseBeamCandidates, SampledCandidates
-from tasks.answers import Answer
+from tasks.answers import Answer, leave_room
 from tasks.beam import beam_search
 from tasks.candidates import held_out, pairs_with_answers, train_on_candidates
 from tasks.inputs import pairs_of, prompts_of
@@ -121,12 +121,7 @@ def _beams(job: Job, prompts: Sequence[Prompt]) -> Drawn:
     diverse = isinstance(how, DiverseBeamCandidates)
     loaded = load_language_model(job.start)
     encoded = [encode_prompt(loaded.tokenizer, p.messages) for p in prompts]
-    longest, limit = max(map(len, encoded)), context_length(loaded.model)
-    if longest + job.entry.max_new_tokens > limit:
-        raise UserError(
-            f"`{job.start.name}` reads {limit} tokens, and the longest prompt has {longest} before "
-            f"{job.entry.max_new_tokens} new ones; shorten the prompts or `max_new_tokens`"
-        )
+    leave_room(job.start.name, loaded.model, encoded, job.entry.max_new_tokens)
     found = beam_search(
         loaded.model,
         encoded,

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
@@ -26,8 +26,13 @@ from tasks.inputs import TRAINING, write_lines
 from tasks.job import Job, Log
 from tasks.training import Tokenised
 
+if TYPE_CHECKING:
+    from transformers import Trainer as MixedInto
+else:
+    MixedInto = object
 
-class Careful:
+
+class Careful(MixedInto):
     """Mixed in before a trainer's class. The data set's column `row` numbers the rows, for messages."""
 
     mean_of_rows = True
@@ -43,29 +48,29 @@ class Careful:
         return max(len(prompt) + len(answer) for prompt, answer in row)
 
     def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        super()._set_signature_columns_if_needed()
         columns = self._signature_columns or []
         if "row" not in columns:
             self._signature_columns = [*columns, "row"]
             self.data_collator: Any = _Numbered(self.data_collator)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         sizes = torch.tensor([float(sum(len(b["row"]) for b in batches)), len(batches)], device=device)
-        rows, count = self.accelerator.reduce(sizes, "sum").tolist()  # type: ignore[attr-defined]
+        rows, count = self.accelerator.reduce(sizes, "sum").tolist()
         self._mean_size = rows / max(count, 1)
         return batches, items
 
     def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
         rows = inputs.pop("row")
-        loss = super().compute_loss(model, inputs, **options)  # type: ignore[misc]
+        loss = super().compute_loss(model, inputs, **options)
         if not math.isfinite(float(loss.detach())):
             raise UserError(self._blame(rows.tolist(), float(loss.detach())))
         return loss * (len(rows) / self._mean_size) if self.mean_of_rows and self._mean_size else loss
 
     def _blame(self, rows: Sequence[int], value: float) -> str:
-        step = self.state.global_step + 1  # type: ignore[attr-defined]
-        others = [row for row in range(len(self.train_dataset)) if row not in rows][:5]  # type: ignore[attr-defined]
+        step = self.state.global_step + 1
+        others = [row for row in range(len(self.train_dataset)) if row not in rows][:5]
         if step > 1 and sum(not math.isfinite(loss_of(self, [row])) for row in others) >= len(others) / 2:
             return f"training diverged: the loss is {value} at step {step}; lower `learning_rate`"
         bad = [row for row in rows if not math.isfinite(loss_of(self, [row]))]

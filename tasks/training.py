@@ -94,7 +94,10 @@ def load_start(job: Job) -> LanguageModel:
     adapters' is the person's. From here on random numbers (new adapters, dropout, the order of rows) follow from the
     stage's seed, whatever was drawn before."""
     set_seed(job.seed)
-    loaded = load_language_model(job.start, precision="fp32" if job.entry.lora is None else None)
+    lora = job.entry.lora
+    loaded = load_language_model(
+        job.start, precision="fp32" if lora is None else None, four_bits=lora is not None and lora.base == "nf4"
+    )
     without_dropout(loaded.model)
     return loaded
 

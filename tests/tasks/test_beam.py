@@ -329,7 +329,7 @@ def test_no_prompts_give_no_beams() -> None:
         ([[1]], {"temperature": 0.0}, r"temperature is 0\.0; .*one beam is greedy decoding"),
         ([[1]], {"rows": 3}, "rows is 3; the 4 beams of one prompt need a row each"),
         ([[1, 2], []], {}, "prompt 1 is empty"),
-        ([[1] * 503], {}, "prompt 0: 503 tokens and 10 new ones are more than the 512 positions"),
+        ([[1] * 503], {}, "prompt 0: 503 tokens and 10 new ones are more than the model's 512 positions"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused(
