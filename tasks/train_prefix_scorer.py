@@ -178,10 +178,12 @@ class Scorer(nn.Module):
         found = []
         for row in range(len(hidden)):
             one = Packed(*(t[row : row + 1] for t in packed))
-            values, logits = self.head.of_all(hidden[row]), self._reference_logits(one)[0].float()
+            # Apart from the mean, which probabilities that sum to nearly one would round.
+            values = self.head.of_all(hidden[row]) - self.head.mean
+            logits = self._reference_logits(one)[0].float()
             both = min(values.shape[-1], logits.shape[-1])  # models of one tokenizer may be padded to different widths
             found.append(expected_value(values[:, :both], logits[:, :both].log_softmax(-1)))
-        return torch.stack(found)
+        return self.head.mean + torch.stack(found)
 
     def _reference_logits(self, packed: Packed) -> Tensor:
         (reference,) = self._reference

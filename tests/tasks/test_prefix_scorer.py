@@ -532,13 +532,24 @@ def apart(one: stages.Built, other: stages.Built) -> float:
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
-@pytest.mark.parametrize(("fields", "lora"), zip(KINDS, [LORA, "lora: null"] * 2, strict=True))
+@pytest.mark.parametrize(("fields", "lora"), list(zip(KINDS, [LORA, "lora: null"] * 2, strict=True)))
 def test_how_a_batch_is_accumulated_changes_nothing_but_rounding(study: Study, fields: str, lora: str) -> None:
     fields = f"{fields}, {lora}, batch_size: 3, learning_rate: 1e-2, epochs: 3.0"
     whole, parts = (stages.build(study(fields), "made", micro_batch=size) for size in (3, 1))
     assert apart(whole, parts) < 1e-5
     ours, theirs = ([v for _, v in built.logged("train/loss")] for built in (whole, parts))
     assert ours == pytest.approx(theirs, abs=1e-5) and len(ours) == 3
+
+
+def test_a_token_that_ends_no_answer_learns_nothing_in_the_first_step_of_cd_q(study: Study) -> None:
+    """At first every prefix is worth what is expected after it. Adam would make whole steps of what rounding left."""
+    view = study(f"{Q}, {LORA}, batch_size: 3, learning_rate: 1e-2")
+    each = head_of(stages.build(view, "made"))[0]["each"]
+    last = {tokens[-1] for row in answers_of(view) for _, tokens, _ in row}
+    others = sorted(set(range(len(each))) - last)
+    assert len(others) >= 3
+    assert not each[others].any()
+    assert each[sorted(last)].abs().max() > 1e-3
 
 
 @BOTH
