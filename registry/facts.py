@@ -83,7 +83,13 @@ def problems(study: Study, facts: dict[str, Fact]) -> list[tuple[SpecPath, str]]
         lora = getattr(node.entry, "lora", None)
         if lora and lora.base == "nf4" and not four_bits.installed():
             found.append(((node.section, name, "lora", "base"), four_bits.MISSING))
-        if lora and lora.base == "nf4" and study.execution.sharding != "ddp":
-            told = f"`{study.execution.sharding}` does not split weights in four bits (`lora.base: nf4` of `{name}`); use `ddp`"
-            found.append((("execution", "sharding"), told))
+        if study.execution.sharding == "fsdp":
+            if lora and lora.base == "nf4":
+                told = f"`fsdp` does not split weights in four bits (`lora.base: nf4` of `{name}`); use `ddp` or `deepspeed`"
+                found.append((("execution", "sharding"), told))
+            if node.entry.kind_name == "bond":
+                told = (
+                    f"`fsdp` does not split the anchor that `{name}` keeps beside its policy; use `ddp` or `deepspeed`"
+                )
+                found.append((("execution", "sharding"), told))
     return list(dict.fromkeys(found))

@@ -8,6 +8,7 @@ of the reward: the head works on standardised rewards and knows their mean and s
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,10 @@ class PrefixHead(nn.Module):
             return self.mean + self.deviation * values
 
 
-def save_head(head: PrefixHead, folder: Path) -> None:
-    """Writes the head beside the body's weights."""
-    save_file({name: p.detach().contiguous().cpu() for name, p in head.named_parameters()}, folder / HEAD)
+def save_head(head: PrefixHead, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Writes the head beside the body's weights; `state` in the place of its own parameters."""
+    tensors = dict(head.named_parameters()) if state is None else state
+    save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, folder / HEAD)
     settings = {"mean": head.mean, "deviation": head.deviation}
     (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
 

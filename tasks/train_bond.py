@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from trl.trainer.utils import use_adapter
 
 from registry.dialogue_text import decode_answer
-from registry.language_models import ADAPTER, WEIGHTS, own_precision
+from registry.language_models import own_precision
 from registry.log_probs import score_rows, with_log_probs
 from registry.methods import bond
 from registry.rewards import scorer
@@ -30,7 +30,7 @@ from tasks.inputs import prompts_of
 from tasks.job import Job, Result
 from tasks.threads import use_threads
 from tasks.train_rl import Sampling
-from tasks.trainer import last_checkpoint, train
+from tasks.trainer import last_checkpoint, save, train
 from tasks.training import arguments, load_start, lora_config, numbered
 
 ANCHOR = "anchor"
@@ -75,10 +75,9 @@ def train_bond(job: Job) -> Result:
     if resumed := last_checkpoint(job.scratch / "checkpoints"):
         anchor.load(resumed)
     curve = train(trainer, job)
-    if lora is None:
-        trainer.model.save_pretrained(job.out / WEIGHTS, safe_serialization=True)
-    else:
-        trainer.model.save_pretrained(job.out / ADAPTER, safe_serialization=True, selected_adapters=["default"])
+    if lora is not None:
+        trainer.model.delete_adapter(ANCHOR)
+    save(trainer, job)
     return Result({"prompts": float(len(prompts))} | curve)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from registry.artifacts import Artifact
-from registry.language_models import ADAPTER, WEIGHTS, LanguageModel, load_language_model, own_precision
+from registry.language_models import LanguageModel, load_language_model, own_precision
 from registry.log_probs import attention_mask, with_log_probs
 from registry.methods.prefix_values import (
     equal_length_prefixes,
@@ -34,7 +34,7 @@ from tasks.inputs import pairs_of
 from tasks.job import Job, Result
 from tasks.scores import Scores
 from tasks.threads import use_threads
-from tasks.trainer import Careful, train
+from tasks.trainer import Careful, gathered, save_weights, train
 from tasks.training import (
     Tokenised,
     arguments,
@@ -84,11 +84,24 @@ def train_prefix_scorer(job: Job) -> Result:
     )
     trainer.loss_name = entry.loss
     metrics |= train(trainer, job, rows, base.tokenizer)
-    body.save_pretrained(job.out / (WEIGHTS if lora is None else ADAPTER), safe_serialization=True)
-    save_head(head, job.out)
+    _save(trainer, job, body, head)
     metrics |= {"rows": float(len(rows)), "answers": float(sum(map(len, rows)))}
     metrics |= {"dropped_too_long": float(len(answers) - len(kept)), "deviation": deviation}
     return Result(metrics)
+
+
+def _save(trainer: Any, job: Job, body: Any, head: PrefixHead) -> None:
+    state = gathered(trainer)
+    if state is None:
+        save_weights(body, job)
+        save_head(head, job.out)
+    elif state:
+        apart = {
+            part: {name.removeprefix(part): t for name, t in state.items() if name.startswith(part)}
+            for part in ("body.", "head.")
+        }
+        save_weights(body, job, apart["body."])
+        save_head(head, job.out, apart["head."])
 
 
 def _controlled(job: Job) -> Artifact:
@@ -147,6 +160,7 @@ class Scorer(nn.Module):
         self.body, self.head = body, head
         self._reference = [reference]  # in a list, so that it is no part of the module
         self.config = body.config
+        self._no_split_modules = body._no_split_modules  # what FSDP splits one by one
 
     def _trained(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -28,7 +28,7 @@ from tasks.inputs import prompts_of
 from tasks.job import Job, Result
 from tasks.sampler import sample
 from tasks.threads import use_threads
-from tasks.trainer import save, train
+from tasks.trainer import save, train, whole
 from tasks.training import arguments, load_start, lora_config
 from tasks.transformed import transformation
 
@@ -157,7 +157,8 @@ class _Sampled:
         trainer: Any = self
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         distinct = self._asked[::repeats]
-        drawn = self.sampling.draw(model, distinct, repeats, "rl", trainer.state.global_step)
+        with whole(model):
+            drawn = self.sampling.draw(model, distinct, repeats, "rl", trainer.state.global_step)
         return [ids for row in drawn for ids in row]
 
     def _get_train_sampler(self, dataset: Any = None) -> Passes:

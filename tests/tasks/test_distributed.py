@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsdp_on_processors
 import pytest
 import stages
 import tiny
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from specs.execution import Execution
-from tasks.distributed import launch
+from tasks import distributed
 from tasks.job import Event, Job, Log
 
 EIGHT = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(8)]
@@ -62,24 +65,46 @@ def together(view: Any, out: Path, **execution: Any) -> tuple[Event, list[Event]
     events: list[Event] = []
     job = Job(artifact, out, out.with_name("scratch"), Execution(**{"threads": 2} | execution), Log(events.append))
     module, function = stages.BODIES[artifact.entry.kind_name].split(":")
-    return launch(f"{module}:{function}", job, 2, events.append), events
+    return distributed.launch(f"{module}:{function}", job, 2, events.append), events
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_have_the_losses_and_the_weights_of_one(study: Any, tmp_path: Path, kind: str) -> None:
-    view = study(kind)
-    alone = stages.build(view, "made", into=tmp_path / "alone", micro_batch=2)
-    (outcome, content), events = together(view, tmp_path / "two", micro_batch=2)
+def compare(view: Any, folder: Path) -> None:
+    """Builds the stage in one process and in two, and expects the same."""
+    alone = stages.build(view, "made", into=folder / "alone", micro_batch=2)
+    (outcome, content), events = together(view, folder / "two", micro_batch=2)
     assert outcome == "done", content
     for name in ("train/first_loss", "train/last_loss"):
         assert content["metrics"][name] == pytest.approx(alone.metrics[name], abs=2e-4)
     curve = [c[1]["train/loss"] for k, c in events if k == "metrics"]
     assert curve == pytest.approx([loss for _, loss in alone.logged("train/loss")], abs=2e-4)
     for path in alone.folder.rglob("*.safetensors"):
-        ours, theirs = load_file(tmp_path / "two" / path.relative_to(alone.folder)), load_file(path)
+        ours, theirs = load_file(folder / "two" / path.relative_to(alone.folder)), load_file(path)
         assert ours.keys() == theirs.keys()
         assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_have_the_losses_and_the_weights_of_one(study: Any, tmp_path: Path, kind: str) -> None:
+    compare(study(kind), tmp_path)
+
+
+@pytest.fixture
+def split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both processes hold a part of the model each, set up as `accelerate launch` sets them up on GPUs."""
+    flags = [*distributed.SHARDED["fsdp"], "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "script"]
+    for name, value in prepare_multi_gpu_env(launch_command_parser().parse_args(flags)).items():
+        if "FSDP" in name:
+            monkeypatch.setenv(name, value)
+    launcher = distributed._launcher
+    script = str(Path(fsdp_on_processors.__file__))
+    monkeypatch.setattr(distributed, "_launcher", lambda *arguments: [*launcher(*arguments), script])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["whole", "reward_model", "dpo", "prefix", "rl", "raft"])
+def test_so_have_two_that_hold_a_part_of_the_model_each(study: Any, tmp_path: Path, split: None, kind: str) -> None:
+    compare(study(kind), tmp_path)
 
 
 @pytest.mark.slow

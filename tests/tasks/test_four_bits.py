@@ -183,7 +183,7 @@ def test_sharding_that_cannot_split_four_bits_is_refused(folder: Path) -> None:
     assert view.problems() == [
         (
             ("execution", "sharding"),
-            "`fsdp` does not split weights in four bits (`lora.base: nf4` of `one`); use `ddp`",
+            "`fsdp` does not split weights in four bits (`lora.base: nf4` of `one`); use `ddp` or `deepspeed`",
         )
     ]
 
