@@ -12,6 +12,11 @@ from typing import Any
 
 from specs.base import Entry
 
+ADAPTER = "adapter"
+"""The folder of an artifact that holds what training added to the model below it."""
+WEIGHTS = "model"
+"""The folder of an artifact that holds all weights."""
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -50,6 +55,13 @@ class Artifact:
         return artifact
 
 
+def bottom(artifact: Artifact) -> Artifact:
+    """What lies below an artifact's adapters: an external model, or one whose weights were trained whole."""
+    while _is_made(artifact) and not (artifact.folder is not None and (artifact.folder / WEIGHTS).is_dir()):
+        artifact = artifact.start
+    return artifact
+
+
 def _shared(experts: tuple[Artifact, ...]) -> Artifact:
     """The nearest model that all experts come from; the first expert where they have none in common."""
     below = [{a.fingerprint for a in _lineage(expert)} for expert in experts]
@@ -59,6 +71,10 @@ def _shared(experts: tuple[Artifact, ...]) -> Artifact:
 
 def _lineage(artifact: Artifact) -> Iterator[Artifact]:
     yield artifact
-    while artifact.inputs.keys() & {"from", "previous", "experts"}:
+    while _is_made(artifact):
         artifact = artifact.start
         yield artifact
+
+
+def _is_made(artifact: Artifact) -> bool:
+    return bool(artifact.inputs.keys() & {"from", "previous", "experts"})

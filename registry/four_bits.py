@@ -1,7 +1,8 @@
 """The weights under an adapter in four bits: NF4 with double quantization (QLoRA: Dettmers et al., arXiv 2305.14314).
 
 While it learns, an adapter lies on weights that are held in four bits; wherever it is used afterwards it lies on the same
-weights, rounded to those four bits. So what is judged is what was trained. Heads are never rounded.
+weights, rounded to those four bits. So what is judged is what was trained. Only the weights below all adapters are rounded:
+what earlier adapters have learnt is smaller than the steps of four bits. Heads are never rounded.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from registry.artifacts import Artifact
+from registry.artifacts import Artifact, bottom
 
 MISSING = "needs the package bitsandbytes, which is not installed; install that, or `alignflow[four_bits]`"
 
@@ -22,10 +23,17 @@ def installed() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def wanted(artifact: Artifact) -> bool:
-    """Whether the artifact is an adapter that was trained on weights in four bits."""
-    lora = artifact.fields.get("lora")
-    return lora is not None and lora["base"] == "nf4"
+def is_rounded(artifact: Artifact) -> bool:
+    """Whether some adapter of the artifact was trained on weights in four bits: then all of them lie on such weights."""
+    below = bottom(artifact)
+    while artifact.fingerprint != below.fingerprint:
+        if "experts" in artifact.inputs:
+            return is_rounded(artifact.inputs["experts"][0])  # all are, or none
+        lora = artifact.fields.get("lora")
+        if lora is not None and lora["base"] == "nf4":
+            return True
+        artifact = artifact.start
+    return False
 
 
 def hold(model: Any) -> Any:

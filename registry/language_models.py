@@ -1,29 +1,29 @@
 """An artifact that is a language model to a torch model with its tokenizer.
 
-A chain of adapters is folded into the weights in fp32 and then cast, so that sampling pays for none of them.
+It does what the trained model did: see `registry.beside` for what adapters have learnt.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from registry.artifacts import Artifact
+from registry.artifacts import WEIGHTS, Artifact, bottom
+from registry.beside import fold, lay
 from registry.dialogue_text import set_template
-from registry.four_bits import hold, rounded, wanted
+from registry.four_bits import hold, is_rounded, rounded
 from registry.models import CATALOGUE, local_folder
+from registry.updates import expert_of
 from specs.base import expand_environment
 from specs.models import Model
 from specs.problems import UserError
 from specs.sources import origin
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-ADAPTER = "adapter"
-WEIGHTS = "model"
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,27 @@ def load_tokenizer(artifact: Artifact) -> Any:
     return tokenizer
 
 
-def load_language_model(artifact: Artifact, *, precision: str | None = None, four_bits: bool = False) -> LanguageModel:
-    """The model on the device, in evaluation mode, in the precision its source names (or in `precision`); with
-    `four_bits` its linear layers are held in those."""
-    bottom = root(artifact)
-    resolved = precision or own_precision(bottom)
-    tokenizer = load_tokenizer(bottom)
-    model = _load_weights(artifact, resolved)
-    if four_bits:
-        model = hold(model)
-    return LanguageModel(model.to(device()).eval(), tokenizer, resolved)
+def load_language_model(
+    artifact: Artifact, *, precision: str | None = None, four_bits: Literal["held", "rounded"] | None = None
+) -> LanguageModel:
+    """The model on the device, in evaluation mode, in the precision its source names (or in `precision`), and what its
+    adapters have learnt in its weights (fp32) or beside them (bf16). The weights below the adapters are held in four bits
+    or rounded to those where `four_bits` asks for it, and rounded where an adapter was trained so."""
+    resolved = precision or own_precision(artifact)
+    below = bottom(artifact)
+    update = expert_of(artifact, below).update
+    tokenizer = load_tokenizer(below)
+    if four_bits is None and not is_rounded(artifact):
+        model = _load_weights(below, resolved).to(device())
+    elif four_bits == "held":
+        model = hold(_load_weights(below, own_precision(artifact))).to(device())
+    else:
+        model = rounded(_load_weights(below, own_precision(artifact))).to(device(), DTYPES[resolved])
+    if resolved == "fp32" and four_bits != "held":
+        fold(model, update)
+    else:
+        lay(model, update)
+    return LanguageModel(model.eval(), tokenizer, resolved)
 
 
 def _load_weights(artifact: Artifact, precision: str) -> Any:
@@ -108,19 +119,7 @@ def _load_weights(artifact: Artifact, precision: str) -> Any:
         folder, where = source_folder(artifact)
         return pretrained_model(artifact.name, load, folder, dtype=DTYPES[precision], **where)
     assert artifact.folder is not None
-    if (artifact.folder / WEIGHTS).is_dir():
-        return pretrained_model(artifact.name, load, str(artifact.folder / WEIGHTS), dtype=DTYPES[precision])
-    if not (artifact.folder / ADAPTER).is_dir():  # a round that gave up what it learnt
-        return _load_weights(artifact.start, precision)
-    from peft import PeftModel
-
-    below = (
-        rounded(_load_weights(artifact.start, own_precision(artifact))).float()
-        if wanted(artifact)
-        else _load_weights(artifact.start, "fp32")
-    )
-    merged = PeftModel.from_pretrained(below, str(artifact.folder / ADAPTER)).merge_and_unload()
-    return merged.requires_grad_(True).to(DTYPES[precision])  # PEFT has frozen what may be trained whole next
+    return pretrained_model(artifact.name, load, str(artifact.folder / WEIGHTS), dtype=DTYPES[precision])
 
 
 def pretrained(name: str, load: Any, folder: str, **options: Any) -> Any:

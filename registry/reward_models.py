@@ -15,13 +15,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from registry.artifacts import Artifact
+from registry.artifacts import ADAPTER, WEIGHTS, Artifact
 from registry.dialogue_text import Message, cut_left, encode_dialogue, shown
-from registry.four_bits import rounded, wanted
+from registry.four_bits import is_rounded
 from registry.language_models import (
-    ADAPTER,
     DTYPES,
-    WEIGHTS,
     context_length,
     device,
     load_language_model,
@@ -69,24 +67,26 @@ def with_score_head(causal: Any, seed: int) -> Any:
     return classifier
 
 
-def load_reward_model(artifact: Artifact) -> tuple[Any, Any]:
-    """A trained reward model and its tokenizer. Its adapter stays beside the weights: served as trained."""
+def load_reward_model(artifact: Artifact, *, precision: str | None = None) -> tuple[Any, Any]:
+    """A trained reward model and its tokenizer, in its own precision (or in `precision`). In fp32 its adapter is in the
+    weights, else beside them."""
     assert artifact.folder is not None
-    precision = own_precision(artifact)
+    resolved = precision or own_precision(artifact)
     if (artifact.folder / WEIGHTS).is_dir():
         load = AutoModelForSequenceClassification.from_pretrained
         model = pretrained_model(artifact.name, load, str(artifact.folder / WEIGHTS), dtype=torch.float32)
         head = ScoreHead(model.score.in_features, 1, bias=False)
         head.weight.data = model.score.weight.data
-        model = model.to(DTYPES[precision])
+        model = model.to(DTYPES[resolved])
         model.score = head
     else:
         from peft import PeftModel
 
-        below = load_language_model(artifact.start).model
-        if wanted(artifact):
-            below = rounded(below)
+        four_bits: Any = "rounded" if is_rounded(artifact) else None
+        below = load_language_model(artifact.start, precision=resolved, four_bits=four_bits).model
         model = PeftModel.from_pretrained(with_score_head(below, 0), str(artifact.folder / ADAPTER))
+        if resolved == "fp32":
+            model = model.merge_and_unload()
     return model.to(device()).eval(), load_tokenizer(artifact)
 
 

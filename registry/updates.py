@@ -17,9 +17,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from registry.artifacts import Artifact
-from registry.four_bits import wanted
-from registry.language_models import ADAPTER, WEIGHTS
+from registry.artifacts import ADAPTER, WEIGHTS, Artifact
 from registry.methods.soup import Factor, Soup, Update, average
 from specs.problems import UserError
 
@@ -53,12 +51,8 @@ def expert_of(artifact: Artifact, shared: Artifact) -> Expert:
             )
         if not (adapted.folder / ADAPTER).is_dir():
             continue  # a round that gave up what it learnt
-        if wanted(adapted):
-            raise UserError(
-                f"`{artifact.name}` cannot be averaged exactly: `{adapted.name}` was trained on weights in four bits "
-                "(`lora.base: nf4`), so its update belongs to other weights than the model's own; use `rule: weights`"
-            )
-        factors, heads = _read(adapted.folder / ADAPTER, artifact.name)
+        factors, found = _read(adapted.folder / ADAPTER, artifact.name)
+        heads = heads or found  # of a reward model; the language models below it have none
         for module, factor in factors.items():
             update.setdefault(module, []).append(factor)
     return Expert(artifact.name, update, heads)

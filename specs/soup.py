@@ -75,13 +75,16 @@ class Soup(Stage):
             yield ("weights",), f"{len(self.weights)} weights for {len(experts)} experts: {listed(experts)}"
         if self.rule != "weights" and not set.intersection(*map(graph.lineage, experts)):
             yield ("experts",), "they come from no one model, so there is no update to average"
-        for member in experts:
-            lora = getattr(graph.nodes[member].entry, "lora", None)
-            if self.rule != "weights" and lora is not None and lora.base == "nf4":
-                yield (
-                    ("experts",),
-                    f"`{member}` is trained on weights in four bits (`lora.base: nf4`), so its update belongs to other "
-                    "weights than the model's own; use `rule: weights`",
-                )
+        if self.rule != "weights" and len({_on_four_bits(graph, member) for member in experts}) > 1:
+            yield (
+                ("experts",),
+                "some are trained on weights in four bits (`lora.base: nf4`) and some are not, so they are updates of "
+                "different weights; use `rule: weights`",
+            )
         if self.rule == "slerp" and len(experts) != 2:
             yield ("rule",), f"`slerp` goes between two experts, and there are {len(experts)}"
+
+
+def _on_four_bits(graph: Graph, member: str) -> bool:
+    loras = (getattr(graph.nodes[name].entry, "lora", None) for name in graph.lineage(member))
+    return any(lora is not None and lora.base == "nf4" for lora in loras)

@@ -20,8 +20,8 @@ class Lora(Spec):
     """Dropout on the adapter's input."""
     base: Literal["own", "nf4"] = "own"
     """The frozen weights under the adapters: in the model's own precision, or in four bits (QLoRA: Dettmers et al., 2023),
-    which a GPU of a quarter of the memory holds. It needs the package bitsandbytes. What was trained so is also used so:
-    on weights rounded to four bits."""
+    a quarter of the memory while it trains. It needs the package bitsandbytes. What was trained so is also used so, on weights
+    rounded to four bits, and so is the reference of DPO, RL and QRPO."""
 
 
 class Training(Seeded):

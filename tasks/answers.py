@@ -17,6 +17,7 @@ import torch
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import decode_answer, encode_prompt
+from registry.four_bits import is_rounded
 from registry.language_models import context_length, load_language_model
 from registry.rows import Prompt
 from registry.updates import expert_of, soup_weights
@@ -126,7 +127,7 @@ def draw(
     applied."""
     model = rules[0].model
     shared = model.start if rules[0].is_mixed else model
-    loaded = load_language_model(shared)
+    loaded = load_language_model(shared, four_bits="rounded" if is_rounded(model) else None)
     encoded = [encode_prompt(loaded.tokenizer, p.messages) for p in prompts]
     leave_room(model.name, loaded.model, encoded, max_new_tokens)
     with _mixed(rules, loaded.model, len(prompts)) as on_rows:

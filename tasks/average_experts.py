@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
-from registry.artifacts import Artifact
-from registry.language_models import ADAPTER, DTYPES, WEIGHTS, load_language_model, load_tokenizer, own_precision
+from registry.artifacts import ADAPTER, WEIGHTS, Artifact
+from registry.language_models import DTYPES, load_language_model, load_tokenizer, own_precision
 from registry.methods import soup
 from registry.reward_models import load_reward_model, with_score_head
-from registry.updates import Expert, average_heads, expert_of, save_update, soup_weights
+from registry.updates import PREFIX, Expert, average_heads, expert_of, save_update, soup_weights
 from specs.problems import UserError
 from tasks.job import Job, Result
+from tasks.memory import free_memory
 from tasks.threads import use_threads
 
 RULES = {"delta": soup.delta, "factors": soup.factors, "slerp": soup.slerp}
@@ -47,8 +48,9 @@ def average_experts(job: Job) -> Result:
     if not mixed:  # all the weight is on the shared model, which an artifact without weights stands for
         return Result({"experts": float(len(read)), "rank": 0.0})
     like = next(folder for a in experts if (folder := _adapter_folder(a, shared)))
-    save_update(mixed, average_heads(read, weights), job.out / ADAPTER, like)
-    wrong = _check_loaded(job, shared, read, mixed, weights)
+    heads = average_heads(read, weights)
+    save_update(mixed, heads, job.out / ADAPTER, like)
+    wrong = _check_loaded(job, shared, read, mixed, heads, weights)
     norms = [_norm(e.update) for e in read]
     metrics = {"experts": float(len(read)), "rank": float(max(len(p[0].A) for p in mixed.values()))}
     metrics |= {"largest_error": wrong, "norm": _norm(mixed), "norm_experts": sum(norms) / len(norms)}
@@ -77,16 +79,22 @@ def _check_corners(rule: Any, experts: Sequence[Expert]) -> None:
 
 
 def _check_loaded(
-    job: Job, shared: Artifact, experts: Sequence[Expert], mixed: soup.Soup, weights: Sequence[float]
+    job: Job,
+    shared: Artifact,
+    experts: Sequence[Expert],
+    mixed: soup.Soup,
+    heads: dict[str, Tensor],
+    weights: Sequence[float],
 ) -> float:
     """Loads what was written. Its largest relative error; raises if it is no rounding, or if nothing has changed."""
     model = load_language_model(shared, precision="fp32").model
-    if experts[0].heads:
+    if heads:
         model = with_score_head(model, 0)
     loaded = PeftModel.from_pretrained(model, str(job.out / ADAPTER))
-    layers = {
-        n.removeprefix("base_model.model."): m for n, m in loaded.named_modules() if hasattr(m, "get_delta_weight")
-    }
+    saved = get_peft_model_state_dict(loaded)
+    if not all(torch.equal(saved[PREFIX + name], head) for name, head in heads.items()):
+        raise AssertionError("the soup was loaded with another head than the average of its experts'")
+    layers = {n.removeprefix(PREFIX): m for n, m in loaded.named_modules() if hasattr(m, "get_delta_weight")}
     largest = 0.0
     same = [True] * len(experts)
     for module, parts in mixed.items():
@@ -129,25 +137,40 @@ def _inner(first: soup.Update, second: soup.Update) -> float:
 
 
 def _average_weights(job: Job, experts: Sequence[Artifact], weights: Sequence[float]) -> Result:
-    """Whole weights, in fp32, written in the precision that the models are used in."""
+    """Whole weights, averaged in fp32 with three in memory at most, written in the precision that they are used in."""
     rewards = job.artifact.produces == "reward"
-    models = [load_reward_model(a)[0] if rewards else load_language_model(a, precision="fp32").model for a in experts]
-    states = [model.state_dict() for model in models]
-    try:
-        mixed = soup.average(states, weights)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    model = models[0]
-    for number, state in enumerate(states):
-        if max(weights) < 1 and all(torch.equal(mixed[k], t) for k, t in state.items()) and _differ(states):
-            raise AssertionError(f"the soup has the weights of `{experts[number].name}`: averaging changed nothing")
+    kept = [(expert, weight) for expert, weight in zip(experts, weights, strict=True) if weight]
+    model, mass = _whole(kept[0][0], rewards), kept[0][1]
+    mixed = model.state_dict()
+    for expert, weight in kept[1:]:
+        other = _whole(expert, rewards).state_dict()
+        mass += weight
+        try:
+            found = soup.average([mixed, other], [1 - weight / mass, weight / mass])
+        except ValueError as error:
+            raise UserError(f"`{kept[0][0].name}` and `{expert.name}` have no average: {error}") from None
+        if not _equal(mixed, other) and (_equal(found, mixed) or _equal(found, other)):
+            raise AssertionError(f"averaging `{expert.name}` with what was there changed nothing")
+        mixed = found
+        del other
+        free_memory()
+    metrics = {"experts": float(len(experts)), "parameters": float(sum(t.numel() for t in mixed.values()))}
     model.load_state_dict(mixed)
     if not rewards:
         model = model.to(DTYPES[own_precision(job.artifact.start)])
     model.save_pretrained(job.out / WEIGHTS, safe_serialization=True)
     load_tokenizer(job.artifact.start).save_pretrained(job.out / WEIGHTS)
-    return Result({"experts": float(len(experts)), "parameters": float(sum(t.numel() for t in mixed.values()))})
+    return Result(metrics)
 
 
-def _differ(states: Sequence[dict[str, Tensor]]) -> bool:
-    return any(not torch.equal(states[0][k], other[k]) for other in states[1:] for k in other)
+def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def _whole(expert: Artifact, reward: bool) -> Any:
+    """An expert's model in fp32, its adapters in its weights."""
+    return (
+        load_reward_model(expert, precision="fp32")[0]
+        if reward
+        else load_language_model(expert, precision="fp32").model
+    )

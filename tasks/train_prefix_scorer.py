@@ -125,8 +125,8 @@ def _on_policy(job: Job) -> bool:
 
 def _reference(job: Job, base: LanguageModel) -> Any:
     """The model whose next-token distribution CD-Q averages over, where it is not the body without its adapter."""
-    controlled = _controlled(job)
-    if job.entry.lora is not None and controlled.fingerprint == job.start.fingerprint:
+    controlled, lora = _controlled(job), job.entry.lora
+    if lora is not None and lora.base == "own" and controlled.fingerprint == job.start.fingerprint:
         return None
     found = load_language_model(controlled)
     if found.tokenizer.get_vocab() != base.tokenizer.get_vocab():

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.artifacts import Artifact
+from registry.artifacts import ADAPTER, WEIGHTS, Artifact
 from registry.dialogue_text import encode_answer, encode_prompt
-from registry.language_models import ADAPTER, WEIGHTS, load_language_model
+from registry.language_models import load_language_model
 from registry.log_probs import score_rows
 from registry.methods.raft import best_of_all, best_of_each, kl_penalised
 from registry.rows import Prompt

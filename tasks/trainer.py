@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from registry.language_models import ADAPTER, WEIGHTS
+from registry.artifacts import ADAPTER, WEIGHTS
 from specs.base import seconds
 from specs.problems import UserError
 from tasks.inputs import TRAINING, write_lines

@@ -96,7 +96,9 @@ def load_start(job: Job) -> LanguageModel:
     set_seed(job.seed)
     lora = job.entry.lora
     loaded = load_language_model(
-        job.start, precision="fp32" if lora is None else None, four_bits=lora is not None and lora.base == "nf4"
+        job.start,
+        precision="fp32" if lora is None else None,
+        four_bits="held" if lora is not None and lora.base == "nf4" else None,
     )
     without_dropout(loaded.model)
     return loaded

@@ -13,10 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from registry.artifacts import Artifact
+from registry.artifacts import ADAPTER, WEIGHTS, Artifact
 from registry.language_models import (
-    ADAPTER,
-    WEIGHTS,
     LanguageModel,
     context_length,
     load_language_model,
@@ -39,14 +37,19 @@ def model(folder: Path, precision: str = "fp32", **fields: Any) -> Artifact:
 
 def trained(below: Artifact, folder: Path) -> Artifact:
     entry = SFT.model_validate({"do": "sft", "from": below.name, "data": "rows"})
-    return Artifact(f"on-{below.name}", entry, {"spec": {}}, "x", folder=folder, inputs={"from": (below,)})
+    return Artifact(
+        f"on-{below.name}", entry, {"spec": {}}, f"on-{below.fingerprint}", folder=folder, inputs={"from": (below,)}
+    )
 
 
-def adapter(causal: Any, folder: Path, seed: int) -> Any:
+def adapter(causal: Any, folder: Path, seed: int, scale: float = 1.0) -> Any:
     """Writes an adapter that does something, and gives the model with it beside the weights."""
     torch.manual_seed(seed)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
     adapted = peft.get_peft_model(causal, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= scale
     adapted.save_pretrained(folder / ADAPTER)
     return adapted.eval()
 
@@ -101,13 +104,38 @@ def test_adapters_upon_adapters_are_all_folded_in(folder: Path, tmp_path: Path) 
     assert own_precision(above) == "fp32"
 
 
-def test_a_chain_is_folded_in_fp32_and_rounded_once(folder: Path, tmp_path: Path) -> None:
+def test_beside_bf16_weights_an_adapter_does_what_it_did_in_training(folder: Path, tmp_path: Path) -> None:
+    """Nothing of it is rounded away: updates of this size would lose most of themselves in bf16 weights."""
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    plain = outputs(base)
+    small = adapter(base, tmp_path, seed=1, scale=2**-10)
+    with torch.autocast("cpu", torch.bfloat16):
+        as_trained = outputs(small)
+    loaded = load_language_model(trained(model(folder, "bf16"), tmp_path)).model
+    assert torch.equal(outputs(loaded), as_trained)
+    assert not torch.equal(as_trained, plain)
+    for name, weight in load_file(folder / "model.safetensors").items():
+        assert torch.equal(loaded.get_parameter(name).cpu(), weight.bfloat16())
+
+
+def test_adapters_upon_adapters_lie_beside_bf16_weights(folder: Path, tmp_path: Path) -> None:
     first = adapter(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "1", seed=1).merge_and_unload()
-    exact = adapter(first, tmp_path / "2", seed=2).merge_and_unload().to(torch.bfloat16)
+    both = outputs(adapter(first, tmp_path / "2", seed=2))
     above = trained(trained(model(folder, "bf16"), tmp_path / "1"), tmp_path / "2")
-    found = load_language_model(above).model
-    for name, weight in exact.named_parameters():
-        assert torch.equal(found.get_parameter(name).cpu(), weight)
+    apart = outputs(load_language_model(above).model) - both
+    assert float(apart.norm() / both.norm()) < 0.02  # what bf16 rounds
+
+
+def test_training_goes_on_above_adapters_that_lie_beside_the_weights(folder: Path, tmp_path: Path) -> None:
+    adapter(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "1", seed=1)
+    start = load_language_model(trained(model(folder, "bf16"), tmp_path / "1")).model
+    before = outputs(start)
+    further = peft.get_peft_model(start, peft.LoraConfig(r=4, target_modules="all-linear"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(outputs(further.eval()), before)
+        further(IDS, labels=IDS).loss.backward()
+    learning = [p.grad for name, p in further.named_parameters() if "lora_B" in name]
+    assert len(learning) == 14 and all(grad is not None and grad.any() for grad in learning)
 
 
 def test_a_stage_that_trained_all_weights_brings_its_own(folder: Path, tmp_path: Path) -> None:

@@ -306,6 +306,6 @@ def test_beta_changes_the_unit_of_the_reward_and_nothing_else(trained: dict[str,
 def test_the_trained_head_is_served_and_not_the_one_it_started_from(trained: dict[str, stages.Built]) -> None:
     model, _ = load_reward_model(trained["one"].artifact)
     base = load_language_model(trained["one"].artifact.one("from")).model
-    head = model.cpu().get_parameter("base_model.model.score.modules_to_save.default.weight")
+    head = model.cpu().score.weight
     assert not torch.allclose(head, with_score_head(base, 3).score.weight)
     assert not torch.allclose(head, with_score_head(base, 0).score.weight)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from registry.language_models import load_language_model
+from registry.reward_models import load_reward_model
 from registry.rewards import scorer
 from specs.problems import UserError
 from tasks.inputs import read_lines
@@ -30,6 +31,8 @@ EXPERTS = """\
   twin: {do: sft, from: base, data: pairs, learning_rate: 1e-3, lora: null, seed: 5}
   judge: {do: reward_model, from: base, data: pairs, learning_rate: 1e-2}
   jury: {do: reward_model, from: base, data: pairs, learning_rate: 1e-2, seed: 5}
+  judge_of_one: {do: reward_model, from: one, data: pairs, learning_rate: 1e-2}
+  jury_of_other: {do: reward_model, from: other, data: pairs, learning_rate: 1e-2, seed: 5}
 """
 NAMES = [line.split(":")[0].strip() for line in EXPERTS.splitlines()]
 
@@ -130,15 +133,31 @@ def test_an_arc_between_two_experts_keeps_more_of_their_length_than_the_chord(
     assert chord.metrics["norm"] < arc.metrics["norm"]
 
 
-def test_reward_models_are_averaged_with_their_heads(cook: Cook, folder: Path) -> None:
-    # WARM. A corner of the soup scores as its expert does.
+@pytest.mark.parametrize("rule", ["delta", "weights"])
+@pytest.mark.parametrize("pair", [("judge", "jury"), ("judge_of_one", "jury_of_other")])
+def test_reward_models_are_averaged_with_their_heads(
+    cook: Cook, folder: Path, pair: tuple[str, str], rule: str
+) -> None:
+    # WARM. A corner of the soup scores as its expert does, also where language models lie between it and the base.
     view = study(folder, "")
     prompts = [({"role": "user", "content": row["prompt"]},) for row in PAIRS]
     texts = [row["chosen"] for row in PAIRS]
-    judge, jury = (scorer(view.artifact(name), batch=8)(prompts, texts) for name in ("judge", "jury"))
-    built = cook("experts: [judge, jury], weights: [0, 1]")
+    judge, jury = (scorer(view.artifact(name), batch=8)(prompts, texts) for name in pair)
+    built = cook(f"experts: [{', '.join(pair)}], weights: [0, 1], rule: {rule}")
     assert scorer(built.artifact, batch=8)(prompts, texts) == pytest.approx(jury, abs=1e-5)
     assert judge != pytest.approx(jury, abs=1e-2)
+
+
+@pytest.mark.parametrize("rule", ["delta", "weights"])
+def test_the_middle_of_two_reward_models_is_the_average_of_their_whole_weights(
+    cook: Cook, folder: Path, rule: str
+) -> None:
+    view = study(folder, "")
+    names = ("judge_of_one", "jury_of_other")
+    one, other = (load_reward_model(view.artifact(name), precision="fp32")[0].state_dict() for name in names)
+    built = cook(f"experts: [{', '.join(names)}], rule: {rule}")
+    for name, tensor in load_reward_model(built.artifact, precision="fp32")[0].state_dict().items():
+        torch.testing.assert_close(tensor, (one[name] + other[name]) / 2, rtol=1e-5, atol=1e-6)
 
 
 def test_a_soup_of_soups_and_a_model_trained_from_one_stand_on_the_same_base(folder: Path, tmp_path: Path) -> None:
