@@ -175,11 +175,11 @@ def _ending(tokenizer: Any, row: Tokenised) -> str:
 
 def rehearse(trainer: Any, rows: Sequence[int]) -> None:
     """One save and one batch before the first step."""
-    trial = Path(trainer.args.output_dir) / "rehearsal"
-    try:
-        trainer.save_model(str(trial))
-    finally:
-        if trainer.is_world_process_zero():  # it alone has written
+    if trainer.args.should_save:  # of several processes one
+        trial = Path(trainer.args.output_dir) / "rehearsal"
+        try:
+            trainer._save(str(trial))  # as a whole: nothing is split among processes yet
+        finally:
             shutil.rmtree(trial, ignore_errors=True)
     value = loss_of(trainer, rows) if rows else 0.0
     if not math.isfinite(value):

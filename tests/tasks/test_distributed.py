@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsdp_on_processors
 import pytest
+import split_on_processors
 import stages
 import tiny
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from specs.execution import Execution
@@ -89,21 +89,36 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(study: Any, tmp_pa
     compare(study(kind), tmp_path)
 
 
-@pytest.fixture
-def split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both processes hold a part of the model each, set up as `accelerate launch` sets them up on GPUs."""
-    flags = [*distributed.SHARDED["fsdp"], "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "script"]
-    for name, value in prepare_multi_gpu_env(launch_command_parser().parse_args(flags)).items():
-        if "FSDP" in name:
-            monkeypatch.setenv(name, value)
+ALIKE = ["--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+
+
+def environment_of(flags: list[str]) -> dict[str, str]:
+    """What `accelerate launch` tells its processes about how to split a model."""
+    arguments = launch_command_parser().parse_args([*flags, *ALIKE, "script"])
+    arguments.deepspeed_fields_from_accelerate_config = ""
+    of = prepare_deepspeed_cmd_env(arguments)[1] if arguments.use_deepspeed else prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in of.items() if "FSDP" in name or "DEEPSPEED" in name}
+
+
+@pytest.fixture(params=["fsdp", "deepspeed"])
+def split(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process holds a part of the model (FSDP) or of what the optimizer keeps (DeepSpeed's ZeRO-2)."""
+    if request.param == "deepspeed":
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     launcher = distributed._launcher
-    script = str(Path(fsdp_on_processors.__file__))
-    monkeypatch.setattr(distributed, "_launcher", lambda *arguments: [*launcher(*arguments), script])
+
+    def launch(*arguments: Any) -> list[str]:
+        for name, value in environment_of(distributed.SHARDED[request.param]).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+        return [*launcher(*arguments), str(Path(split_on_processors.__file__))]
+
+    monkeypatch.setattr(distributed, "_launcher", launch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["whole", "reward_model", "dpo", "prefix", "rl", "raft"])
-def test_so_have_two_that_hold_a_part_of_the_model_each(study: Any, tmp_path: Path, split: None, kind: str) -> None:
+def test_so_have_two_that_hold_a_part_each(study: Any, tmp_path: Path, split: None, kind: str) -> None:
     compare(study(kind), tmp_path)
 
 

@@ -57,13 +57,13 @@ def folder(tmp_path: Path) -> Path:
 def trainers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every trainer that the test has run: each saves once before its first step."""
     seen: list[Any] = []
-    save = transformers.Trainer.save_model
+    save = transformers.Trainer._save
 
     def remember(self: Any, *arguments: Any, **options: Any) -> None:
         seen.append(self)
         save(self, *arguments, **options)
 
-    monkeypatch.setattr(transformers.Trainer, "save_model", remember)
+    monkeypatch.setattr(transformers.Trainer, "_save", remember)
     return seen
 
 
