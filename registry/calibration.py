@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import Message
@@ -21,11 +23,20 @@ CALIBRATION = "calibration.jsonl"
 Scores = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 
 
-def calibrated_scores(artifact: Artifact, inner: Scores) -> Scores:
-    """Ranks in [0, 1] of the rewards that `inner` gives."""
+def rollout_rewards(artifact: Artifact) -> dict[str, NDArray[np.float64]]:
+    """The rewards [M] of the rollouts to each prompt that was calibrated, by the prompt's id."""
+    return {row["prompt"]: np.array(row["rewards"]) for row in _rows(artifact)}
+
+
+def _rows(artifact: Artifact) -> list[Any]:
     assert artifact.folder is not None
     with (artifact.folder / CALIBRATION).open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+        return [json.loads(line) for line in file]
+
+
+def calibrated_scores(artifact: Artifact, inner: Scores) -> Scores:
+    """Ranks in [0, 1] of the rewards that `inner` gives."""
+    rows = _rows(artifact)
     rollouts = {row["prompt"]: np.array(row["rewards"]) for row in rows}
     rewarded = {row["prompt"]: dict(zip(row["texts"], row["rewards"], strict=True)) for row in rows}
     everything = list(rollouts.values())

@@ -60,9 +60,12 @@ class DPO(Rounds):
 
 class QRPO(Training):
     """Quantile reward policy optimisation (Matrenok et al., arXiv 2507.08068): regression of beta log(pi / pi_ref) on the
-    calibrated reward less its exact log-partition; CTRL without sampling. The reference is the model it starts from."""
+    calibrated reward less its log-partition; CTRL without sampling. The reference is the model it starts from. Each prompt
+    has a log-partition of its own: from its rollouts, each ranked among the others of them. So it is right where rewards
+    tie, and every prompt of the data must be one that was calibrated."""
 
     produces: ClassVar[str] = "language model"
+    version: ClassVar[int] = 2
 
     do: Literal["qrpo"]
     data: PairsOrResponses

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from registry.calibration import rollout_rewards
 from registry.language_models import own_precision
 from registry.log_probs import score_rows
 from registry.methods.qrpo import loss as qrpo_loss
 from registry.rows import Prompt
 from specs.generation import Sample
+from specs.problems import UserError
 from tasks.candidates import pairs_with_answers, train_on_candidates
 from tasks.job import Job, Result
 from tasks.scores import Scores
 from tasks.threads import use_threads
 from tasks.training import Answers, load_start, pair_answers, response_answers, training_rows
-from tasks.transformed import log_partition, transformation
+from tasks.transformed import log_partitions, transformation
 
 
 def train_qrpo(job: Job) -> Result:
@@ -26,11 +31,11 @@ def train_qrpo(job: Job) -> Result:
     answers = _answers(job)
     prompts = [Prompt(tuple(row[0][0])) for row in answers]
     calibration = job.one("reward")
+    rollouts = _rollouts(job, prompts)
     ranks = Scores(job.execution, job.log).of(calibration, prompts, [[text for _, text, _ in row] for row in answers])
-    rollouts = int(calibration.fields["samples"])
     beta, transform = job.entry.beta, job.entry.transform
-    phi = transformation(transform, beta, rollouts)
-    log_z = log_partition(transform, beta, rollouts)
+    phi = transformation(transform, beta, int(calibration.fields["samples"]))
+    log_z = dict(zip(rollouts, log_partitions(transform, beta, list(rollouts.values())), strict=True))
     base = load_start(job)
     rows, kept = training_rows(job, base.model, base.tokenizer, answers, one_prompt=True)
     # Once, before anything is trained: the reference need not be in memory beside the policy.
@@ -45,20 +50,27 @@ def train_qrpo(job: Job) -> Result:
     def loss(log_probs: Tensor, lengths: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
         there = lengths > 0
         ratios = (log_probs - given["reference"]).masked_fill(~there, 0.0)
-        each = qrpo_loss(given["target"].masked_fill(~there, 0.0), ratios, beta, log_z).masked_fill(~there, 0.0)
+        targets = given["target"].masked_fill(~there, 0.0)
+        each = qrpo_loss(targets, ratios, beta, given["log_z"][:, None]).masked_fill(~there, 0.0)
         count = there.sum(1)
         return each.sum(1) / count, {"log_ratio": ratios.sum(1) / count}
 
-    given = {"reference": reference, "target": [phi(np.array(ranks[i])).tolist() for i in kept]}
+    given: dict[str, Sequence[Any]] = {
+        "reference": reference,
+        "target": [phi(np.array(ranks[i])).tolist() for i in kept],
+        "log_z": [log_z[prompts[i].id] for i in kept],
+    }
     curve, _ = train_on_candidates(job, base, rows, given, loss)
     every = [u for i in kept for u in ranks[i]]
+    learnt = {prompts[i].id for i in kept}
     return Result(
         {
             "rows": float(len(rows)),
             "responses": float(len(every)),
             "dropped_too_long": float(len(answers) - len(kept)),
             "calibrated_reward": float(np.mean(every)),
-            "log_partition": log_z,
+            "log_partition": fmean(log_z[prompt] for prompt in learnt),
+            "share_without_signal": fmean(np.ptp(rollouts[prompt]) == 0 for prompt in learnt),
         }
         | curve
     )
@@ -69,3 +81,17 @@ def _answers(job: Job) -> list[Answers]:
     if isinstance(job.one("data").entry, Sample):
         return response_answers(job, "data")
     return pair_answers(pairs_with_answers(job, "data"))
+
+
+def _rollouts(job: Job, prompts: Sequence[Prompt]) -> dict[str, NDArray[np.float64]]:
+    """The rewards of the rollouts to each prompt, by its id. Raises `UserError` where some were not calibrated."""
+    data, calibration = job.one("data"), job.one("reward")
+    known = rollout_rewards(calibration)
+    ids = dict.fromkeys(p.id for p in prompts)
+    strange = sum(prompt not in known for prompt in ids)
+    if strange:
+        raise UserError(
+            f"{strange} of the {len(ids)} prompts of `{data.name}` were not calibrated by `{calibration.name}`, and each "
+            f"needs a log-partition of its own; name them in the `prompts` of `{calibration.name}`, or leave them out"
+        )
+    return {prompt: known[prompt] for prompt in ids}

@@ -1,14 +1,15 @@
-"""A transform of the spec as a function on calibrated rewards, and its exact log-partition."""
+"""A transform of the spec as a function on calibrated rewards, and its log-partition at each prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from registry.methods import transforms
-from registry.methods.calibration import smoothed
+from registry.methods.calibration import self_excluded, smoothed
+from registry.methods.qrpo import log_partition
 from specs.calibration import ForBestOfN, ForWorstOfN, Logarithm, Transform
 from specs.problems import UserError
 
@@ -41,9 +42,7 @@ def _on_grid(fixed_point: Callable[[], Array]) -> Callable[[Array], Array]:
     return lambda u: np.interp(u, grid, values)
 
 
-def log_partition(transform: Transform, beta: float, rollouts: int) -> float:
-    """log E[e^{Phi(u) / beta}] over the ranks 0, 1/M, ..., 1 that a fresh draw of the reference takes with equal probability."""
-    ranks = np.arange(rollouts + 1) / rollouts
-    values = transformation(transform, beta, rollouts)(ranks) / beta
-    highest = values.max()
-    return float(highest + np.log(np.exp(values - highest).mean()))
+def log_partitions(transform: Transform, beta: float, rollouts: Sequence[Array]) -> list[float]:
+    """log E_ref[e^{Phi(u) / beta}] at each prompt, from the rewards [M] of its rollouts, each ranked among the others."""
+    phi = transformation(transform, beta, len(rollouts[0]) - 1)
+    return [log_partition(phi(self_excluded(row)), beta) for row in rollouts]

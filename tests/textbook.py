@@ -52,6 +52,7 @@ rewards:
   letters: {{kind: python, target: answer_points:letters}}
   large: {{kind: python, target: answer_points:large}}
   words: {{kind: length}}
+  even: {{kind: length, per_word: 0.0}}
 stages:
   rolls: {{do: sample, from: base, prompts: prompts, samples: 4, max_new_tokens: 5}}
   cal: {{do: calibrate, reward: points, reference: base, prompts: prompts, samples: 8, max_new_tokens: 5}}
@@ -188,16 +189,16 @@ def reward_model_loss(causal: Any, beta: float) -> float:
 
 
 def qrpo_by_hand(
-    lab: Lab, causal: Any, beta: float, phi: Callable[[float], float] = lambda u: u
+    lab: Lab, causal: Any, beta: float, phi: Callable[[float, int], float] = lambda u, _: u
 ) -> list[list[tuple[float, float]]]:
-    """Of every sampled answer of every prompt its log-ratio and what that should be, (phi(u) - beta log Z) / beta."""
+    """Of every sampled answer of every prompt its log-ratio and what that should be, (phi(u) - beta log Z) / beta. `phi`
+    is told u and among how many rollouts it was found."""
     view = lab.study()
     rolls, cal = (
         [json.loads(line) for line in Path(str(view.artifact(name).folder), file).read_text().splitlines()]
         for name, file in (("rolls", "responses.jsonl"), ("cal", "calibration.jsonl"))
     )
     by_prompt = {row["prompt"]: row["rewards"] for row in cal}
-    log_z = math.log(mean([math.exp(phi(i / 8) / beta) for i in range(9)]))
     reference = lab.causal()
     found = []
     for row in rolls:
@@ -205,11 +206,13 @@ def qrpo_by_hand(
         said = [r for r in row["responses"] if r["text"]]
         ids = [answer_ids(r["text"], r["finished"]) for r in said]
         rollouts = by_prompt[Prompt(tuple(row["prompt"])).id]
+        alone = [(sum(x < own for x in rollouts) + (sum(x == own for x in rollouts) - 1) / 2) / 7 for own in rollouts]
+        log_z = math.log(mean([math.exp(phi(u, 7) / beta) for u in alone]))
         here = []
         for r, new, old in zip(said, log_probs(causal, prompt, ids), log_probs(reference, prompt, ids), strict=True):
             points = sum(r["text"].encode()) % 97 / 7
             u = (sum(x < points for x in rollouts) + sum(x == points for x in rollouts) / 2) / 8
-            here.append((new - old, phi(u) / beta - log_z))
+            here.append((new - old, phi(u, 8) / beta - log_z))
         found.append(here)
     return found
 

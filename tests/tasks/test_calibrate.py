@@ -19,7 +19,6 @@ from scipy.stats import kstest
 from transformers import AutoModelForCausalLM
 
 from registry.methods import transforms
-from registry.methods.qrpo import identity_log_partition
 from registry.rewards import scorer
 from registry.rows import Prompt
 from specs.calibration import ForBestOfN, ForWorstOfN, Identity, Logarithm, Transform
@@ -28,7 +27,7 @@ from specs.problems import UserError
 from tasks.answers import answer
 from tasks.job import Log
 from tasks.scores import Scores
-from tasks.transformed import log_partition, transformation
+from tasks.transformed import log_partitions, transformation
 
 MESSAGES = ["Why?", "How was the trip?", "Where to, and when?"]
 TOKENS = {"a": 0.4, "b": 0.3, "c": 0.1, "<|end|>": 0.2}
@@ -406,10 +405,19 @@ def test_a_fixed_point_that_cannot_be_is_told() -> None:
         (WORST, 0.01, math.log(sum(math.exp(-100 * math.exp(-10 * k / 3)) for k in range(4)) / 4)),
     ],
 )
-def test_the_log_partition_is_over_the_ranks_that_a_fresh_draw_takes(
+def test_the_log_partition_is_over_the_ranks_of_the_rollouts_among_the_others(
     transform: Transform, beta: float, expected: float
 ) -> None:
-    assert log_partition(transform, beta, 3) == pytest.approx(expected, abs=1e-12)
+    # Four rollouts without ties: the ranks 0, 1/3, 2/3, 1 that a fresh draw takes among three.
+    assert log_partitions(transform, beta, [np.array([3.0, 1.0, 4.0, 9.0])]) == pytest.approx([expected], abs=1e-12)
+
+
+def test_each_prompt_has_the_log_partition_of_its_rollouts() -> None:
+    rollouts = [np.array([1.0, 1.0, 1.0]), np.array([0.0, 1.0, 1.0])]
+    # Smoothed among two: 1/2 for all; 1/6 and twice 2/3.
+    expected = [math.log(1 / 2), math.log((1 / 6 + 2 * 2 / 3) / 3)]
+    assert log_partitions(LOG, 1.0, rollouts) == pytest.approx(expected, abs=1e-12)
+    assert log_partitions(BEST, 0.5, rollouts[:1]) == pytest.approx([2 * math.exp(-5)], abs=1e-12)
 
 
 U = np.linspace(0, 1, 2001)
@@ -418,8 +426,8 @@ U = np.linspace(0, 1, 2001)
 @pytest.mark.parametrize(
     ("transform", "beta", "limit"),
     [
-        (IDENTITY, 0.1, identity_log_partition(0.1)),
-        (IDENTITY, 2.0, identity_log_partition(2.0)),
+        (IDENTITY, 0.1, math.log(0.1 * math.expm1(1 / 0.1))),
+        (IDENTITY, 2.0, math.log(2.0 * math.expm1(1 / 2.0))),
         (LOG, 1 / 3, -math.log(4)),  # the integral of u^3
         (LOG, 1 / 3, transforms.log_partition(transforms.log(U), 1 / 3)),
         (BEST, 0.3, transforms.log_partition(transforms.best_of_n_exponential(U, 10), 0.3)),
@@ -429,10 +437,7 @@ U = np.linspace(0, 1, 2001)
     ],
 )
 def test_with_many_rollouts_the_log_partition_is_the_integral(transform: Transform, beta: float, limit: float) -> None:
-    few, many = (abs(log_partition(transform, beta, rollouts) - limit) for rollouts in (20, 50_000))
+    few, many = (
+        abs(log_partitions(transform, beta, [np.arange(float(rollouts))])[0] - limit) for rollouts in (21, 50_001)
+    )
     assert many < 2e-4 and many < few / 20
-
-
-def test_a_small_beta_is_no_overflow() -> None:
-    # Only the highest of the 65 ranks counts.
-    assert log_partition(IDENTITY, 1e-5, 64) == pytest.approx(1e5 - math.log(65), abs=1e-6)
