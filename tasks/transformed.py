@@ -28,7 +28,7 @@ def transformation(transform: Transform, beta: float, rollouts: int) -> Callable
         case ForWorstOfN(n=n):
             return _on_grid(lambda: transforms.worst_of_n_fixed_point(n, beta))
         case Logarithm():
-            return lambda u: np.log(smoothed(u, rollouts))
+            return lambda u: transforms.log(smoothed(u, rollouts))
         case _:
             return lambda u: u
 

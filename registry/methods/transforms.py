@@ -4,14 +4,10 @@ Under the reference a calibrated reward u is Uniform(0, 1), whatever the reward 
 density f of u under it, that of a transform Phi is f = e^{Phi / beta} / Z, and its divergence and its win rates against
 the reference are integrals over [0, 1]. Ties are left out. The identity, for the plain win rate, needs no function.
 
-Phi and f are arrays over a uniform grid of [0, 1], both ends included, and log f is linear between its points. The
-integrals of such an f and of f log f are exact, so e^{u / beta} costs no error however small beta is. A Phi of minus
-infinity at u = 0 (the logarithm's) empties the first cell, which matters where beta is far above 1.
+A fixed point is an array over a uniform grid of [0, 1], both ends included, and log f is linear between its points.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +18,6 @@ from scipy.special import exprel
 Array = NDArray[np.float64]
 
 POINTS = 2001
-# Where beta_for_kl looks.
-LOWEST, HIGHEST = 1e-9, 1e6
-# Stands for a density of 0, so that it has a logarithm.
-LEAST = 1e-280
-# Gauss-Legendre points in (-1, 1) and weights of a cell: [5, 1], to go with arrays over the cells.
-INSIDE, WEIGHTS = (values[:, None] for values in np.polynomial.legendre.leggauss(5))
 
 
 def best_of_n_exponential(u: Array, t: float) -> Array:
@@ -120,78 +110,3 @@ def _solution(n: int, beta: float, points: int, *, rising: bool) -> tuple[Array,
     g, log_slope = found.sol(np.linspace(0, k, points))
     log_slope = (np.maximum if rising else np.minimum).accumulate(log_slope)  # rounding must not reverse the order
     return g / g[-1], log_slope + np.log(k / g[-1])
-
-
-def log_partition(phi: Array, beta: float) -> float:
-    """log Z = log int_0^1 e^{Phi(u) / beta} du, which for the identity is log(beta (e^{1 / beta} - 1))."""
-    scaled = phi / beta
-    top = scaled.max()
-    return float(top + np.log(_masses(np.exp(scaled - top)).sum()))
-
-
-def tilted(phi: Array, beta: float) -> Array:
-    """f = e^{Phi / beta} / Z [points]: the density of u under the policy that maximises E Phi(u) - beta KL."""
-    return np.exp(phi / beta - log_partition(phi, beta))
-
-
-def kl(f: Array) -> float:
-    """int_0^1 f log f du, in nats: the divergence of the policy from the reference, the same at each prompt."""
-    logs = _logs(f)
-    # Over a cell log f is distributed as an exponential law cut off at the step, down from the higher end.
-    means = np.maximum(logs[1:], logs[:-1]) - 1 + 1 / exprel(np.abs(np.diff(logs)))
-    return float(_masses(f) @ means)
-
-
-def win_rate(f: Array) -> float:
-    """int_0^1 u f du: how often a draw of the policy scores above one of the reference."""
-    return best_of_n_win_rate(f, 1)
-
-
-def best_of_n_win_rate(f: Array, n: int) -> float:
-    """1 - n int_0^1 F(u)^n u^{n-1} du: how often the best of n draws scores above the reference's best of n."""
-    ours, theirs, weights = _inside(f)
-    return float(1 - n * (weights * ours**n * theirs ** (n - 1)).sum())
-
-
-def worst_of_n_win_rate(f: Array, n: int) -> float:
-    """n int_0^1 (1 - F(u))^n (1 - u)^{n-1} du: how often the worst of n draws scores above the reference's worst."""
-    ours, theirs, weights = _inside(f)
-    return float(n * (weights * (1 - ours) ** n * (1 - theirs) ** (n - 1)).sum())
-
-
-def beta_for_kl(phi: Array | Callable[[float], Array], target: float) -> float:
-    """The beta at which the policy of a transform is `target` nats from the reference.
-
-    Args:
-        phi: the transform over the grid, or for one that depends on beta (a fixed point) the function from beta to it.
-    Raises:
-        ValueError: no beta from 1e-9 to 1e6 does so.
-    """
-
-    def excess(log_beta: float) -> float:
-        beta = float(np.exp(log_beta))
-        return kl(tilted(phi(beta) if callable(phi) else phi, beta)) - target
-
-    low, high = np.log(LOWEST), np.log(HIGHEST)
-    if not excess(low) > 0 > excess(high):
-        raise ValueError(f"no beta from {LOWEST:g} to {HIGHEST:g} puts this transform's policy at a KL of {target:g}")
-    return float(np.exp(brentq(excess, low, high)))
-
-
-def _logs(f: Array) -> Array:
-    return np.log(np.maximum(f, LEAST))
-
-
-def _masses(f: Array) -> Array:
-    """The probability of each cell."""
-    logs = _logs(f)
-    heights = np.exp(np.maximum(logs[1:], logs[:-1]))
-    return np.asarray(heights * exprel(-np.abs(np.diff(logs))) / (len(f) - 1), dtype=np.float64)
-
-
-def _inside(f: Array) -> tuple[Array, Array, Array]:
-    """F, u and the weights of the quadrature at the points inside the cells, to integrate what holds powers of F."""
-    masses, step, cells = _masses(f), np.diff(_logs(f)), len(f) - 1
-    x = (1 + INSIDE) / 2
-    share = x * exprel(step * x) / exprel(step)
-    return masses.cumsum() - masses * (1 - share), (np.arange(cells) + x) / cells, WEIGHTS / 2 / cells

@@ -7,12 +7,13 @@ import math
 
 import numpy as np
 import pytest
+from closed_forms import best_of_n_pmf, best_of_poisson_density
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.special import rel_entr, xlogy
 
-from registry.methods.best_of_n import best_of_n_pmf, best_of_poisson_density, kl_bound, kl_estimate
+from registry.methods.best_of_n import kl_bound, kl_estimate
 
 SPACES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=6)
 

@@ -9,6 +9,17 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from closed_forms import (
+    best_of_n_pmf,
+    best_of_n_win_rate,
+    best_of_poisson_density,
+    beta_for_kl,
+    kl,
+    log_partition,
+    tilted,
+    win_rate,
+    worst_of_n_win_rate,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import cumulative_trapezoid
@@ -16,20 +27,13 @@ from scipy.optimize import brentq
 from scipy.special import rel_entr
 
 from registry.methods import transforms
-from registry.methods.best_of_n import best_of_n_pmf, best_of_poisson_density, kl_bound
+from registry.methods.best_of_n import kl_bound
 from registry.methods.calibration import mid_rank
 from registry.methods.transforms import (
     best_of_n_exponential,
     best_of_n_fixed_point,
-    best_of_n_win_rate,
-    beta_for_kl,
-    kl,
-    log_partition,
-    tilted,
-    win_rate,
     worst_of_n_exponential,
     worst_of_n_fixed_point,
-    worst_of_n_win_rate,
 )
 
 U = np.linspace(0, 1, 2001)

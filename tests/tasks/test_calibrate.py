@@ -15,6 +15,7 @@ import pytest
 import stages
 import tiny
 import torch
+from closed_forms import log_partition
 from scipy.stats import kstest
 from transformers import AutoModelForCausalLM
 
@@ -429,11 +430,11 @@ U = np.linspace(0, 1, 2001)
         (IDENTITY, 0.1, math.log(0.1 * math.expm1(1 / 0.1))),
         (IDENTITY, 2.0, math.log(2.0 * math.expm1(1 / 2.0))),
         (LOG, 1 / 3, -math.log(4)),  # the integral of u^3
-        (LOG, 1 / 3, transforms.log_partition(transforms.log(U), 1 / 3)),
-        (BEST, 0.3, transforms.log_partition(transforms.best_of_n_exponential(U, 10), 0.3)),
-        (WORST, 0.01, transforms.log_partition(transforms.worst_of_n_exponential(U, 10), 0.01)),
-        (FIXED_BEST, 0.2, transforms.log_partition(transforms.best_of_n_fixed_point(2, 0.2), 0.2)),
-        (FIXED_WORST, 0.2, transforms.log_partition(transforms.worst_of_n_fixed_point(2, 0.2), 0.2)),
+        (LOG, 1 / 3, log_partition(transforms.log(U), 1 / 3)),
+        (BEST, 0.3, log_partition(transforms.best_of_n_exponential(U, 10), 0.3)),
+        (WORST, 0.01, log_partition(transforms.worst_of_n_exponential(U, 10), 0.01)),
+        (FIXED_BEST, 0.2, log_partition(transforms.best_of_n_fixed_point(2, 0.2), 0.2)),
+        (FIXED_WORST, 0.2, log_partition(transforms.worst_of_n_fixed_point(2, 0.2), 0.2)),
     ],
 )
 def test_with_many_rollouts_the_log_partition_is_the_integral(transform: Transform, beta: float, limit: float) -> None:
