@@ -1,12 +1,20 @@
 """Reward calibration and transformation (InfAlign-CTRL, Balashankar et al., arXiv 2412.19792)."""
 
-from typing import Annotated, ClassVar, Literal
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from specs.base import Count, Positive, Spec
+from specs.generation import DecodeSample
+from specs.problems import Path
 from specs.references import AnyReward, Policy, Prompts
 from specs.stage import Seeded
+
+if TYPE_CHECKING:
+    from specs.graph import Graph
 
 
 class Calibrate(Seeded):
@@ -28,6 +36,40 @@ class Calibrate(Seeded):
     """Rollouts to each prompt. One more is drawn to test that the calibrated reward is uniform."""
     max_new_tokens: Count = 64
     """The most tokens of a rollout; the same as where the calibrated reward is used."""
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        for member in graph.members(self.reference):
+            if not graph.nodes[member].entry.is_random:
+                message = "gives one answer again and again, so its rollouts would all tie; name a policy that samples"
+                yield ("reference",), f"`{member}` {message}"
+
+
+def calibrations(graph: Graph, reward: str) -> Iterator[tuple[str, Calibrate]]:
+    """The calibrated rewards that a reference means, by name."""
+    for name in graph.members(reward):
+        entry = graph.nodes[name].entry
+        if isinstance(entry, Calibrate):
+            yield name, entry
+
+
+def reference_problems(graph: Graph, reward: str, start: str) -> Iterator[tuple[Path, str]]:
+    """Calibrated rewards that are not uniform for the model which a stage starts from and whose divergence it weighs."""
+    for name, calibration in calibrations(graph, reward):
+        for member in graph.members(calibration.reference):
+            if graph.members(start) and graph.members(start) != _sampled_as_it_is(graph, member):
+                yield (
+                    ("reward",),
+                    f"`{name}` ranks among rollouts of `{member}`, and this stage starts from `{start}`, sampled at "
+                    f"temperature 1 from the whole vocabulary; calibrate with `reference: {start}`",
+                )
+
+
+def _sampled_as_it_is(graph: Graph, policy: str) -> list[str]:
+    """The language model that a policy samples from without a change."""
+    rule = graph.nodes[policy].entry
+    if not isinstance(rule, DecodeSample):
+        return [policy]
+    return graph.members(rule.from_) if (rule.temperature, rule.top_k, rule.top_p) == (1, 0, 1) else []
 
 
 class Identity(Spec):

@@ -1,14 +1,22 @@
 """Stages that learn from preferences: the autoregressive reward model, DPO, QRPO."""
 
-from typing import Annotated, ClassVar, Literal
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from specs.base import Count, NonNegative, Positive
-from specs.calibration import Identity, Transform
+from specs.calibration import Identity, Transform, calibrations, reference_problems
+from specs.generation import Sample
+from specs.problems import Path
 from specs.references import CalibratedReward, PairsOrResponses, PreferencePairs, Prompts, TrainingReward
 from specs.rounds import Rounds
 from specs.training import Training
+
+if TYPE_CHECKING:
+    from specs.graph import Graph
 
 
 class AutoregressiveRewardModel(Training):
@@ -50,7 +58,7 @@ class DPO(Rounds):
     """The weight of the KL divergence from the reference."""
 
     @model_validator(mode="after")
-    def _has_one_source(self) -> "DPO":
+    def _has_one_source(self) -> DPO:
         if (self.data is None) == (self.prompts is None) or (self.prompts is None) != (self.reward is None):
             raise ValueError("takes pairs from `data`, or makes its own from `prompts` and `reward`")
         if self.data is not None and self.rounds > 1:
@@ -76,3 +84,15 @@ class QRPO(Training):
     """What is maximised: a transformation of the calibrated reward."""
     beta: Positive = 0.1
     """The weight of the KL divergence from the reference."""
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        yield from reference_problems(graph, self.reward, self.from_)
+        for member in graph.members(self.data):
+            sampled = graph.nodes[member].entry
+            for name, calibration in calibrations(graph, self.reward):
+                if isinstance(sampled, Sample) and sampled.max_new_tokens != calibration.max_new_tokens:
+                    yield (
+                        ("data",),
+                        f"`{name}` ranks among rollouts of at most {calibration.max_new_tokens} tokens, and the answers of "
+                        f"`{member}` have at most {sampled.max_new_tokens}; give both the same `max_new_tokens`",
+                    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from specs.base import Count, Flag, NonNegative, Positive, Probability, Spec
-from specs.calibration import Identity, Transform
+from specs.calibration import Identity, Transform, calibrations, reference_problems
 from specs.problems import Path
 from specs.references import REWARDS, PairsOrPrompts, Prompts, TrainingReward
 from specs.rounds import Rounds
@@ -49,6 +49,14 @@ class RL(Training):
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
         """The transforms are functions on [0, 1], where calibrated rewards are uniform."""
+        yield from reference_problems(graph, self.reward, self.from_)
+        for name, calibration in calibrations(graph, self.reward):
+            if calibration.max_new_tokens != self.max_new_tokens:
+                yield (
+                    ("max_new_tokens",),
+                    f"`{name}` ranks among rollouts of at most {calibration.max_new_tokens} tokens, and here samples have "
+                    f"at most {self.max_new_tokens}; give both the same `max_new_tokens`",
+                )
         if getattr(self.transform, "form", None) == "fixed_point" and self.beta == 0:
             message = "the fixed point is the optimum for a `beta` above 0; give one, or take `form: exponential`"
             yield ("beta",), message

@@ -56,8 +56,8 @@ stages:
   again: {do: calibrate, reward: score, reference: base, prompts: twice, samples: 6, max_new_tokens: 4}
   same: {do: calibrate, reward: flat, reference: base, prompts: prompts, samples: 3, max_new_tokens: 4}
   over: {do: calibrate, reward: cal, reference: base, prompts: prompts, samples: 5, max_new_tokens: 4}
-  greedy: {do: decode, method: greedy, from: base}
-  still: {do: calibrate, reward: score, reference: greedy, prompts: prompts, samples: 3, max_new_tokens: 4}
+  likeliest: {do: decode, method: sample, from: base, top_k: 1}
+  still: {do: calibrate, reward: score, reference: likeliest, prompts: prompts, samples: 3, max_new_tokens: 4}
   choice: {do: decode, method: best_of_n, from: base, reward: score, n: 3}
   chosen: {do: calibrate, reward: score, reference: choice, prompts: prompts, samples: 5, max_new_tokens: 4}
   wide: {do: calibrate, reward: score, reference: coin, prompts: many, samples: 4, max_new_tokens: 1}
@@ -282,7 +282,7 @@ def test_what_it_measures(view: Any, built: Build) -> None:
 
 
 def test_rollouts_that_are_all_alike_say_nothing_but_better_and_worse(built: Build) -> None:
-    still = built("still")  # greedily the known policy says a, again and again
+    still = built("still")  # of its likeliest token the known policy says a, again and again
     assert still.metrics["prompts_without_signal"] == 3
     assert (still.metrics["rank_variance"], still.metrics["distinct_rewards"]) == (0, pytest.approx(1 / 3))
     assert scores(still, "Why?", "aaaa", "b", "") == [0.5, 1.0, 0.5]

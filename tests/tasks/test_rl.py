@@ -63,7 +63,7 @@ data:
 rewards: {{worth: {{kind: python, target: "letters:worth"}}}}
 stages:
   tuned: {{do: sft, from: base, data: pairs, learning_rate: 5e-2, batch_size: 4, epochs: 4.0, {of.get("tuned", LORA)}}}
-  cal: {{do: calibrate, reward: worth, reference: base, prompts: prompts, samples: 8, max_new_tokens: 2}}
+  cal: {{do: calibrate, reward: worth, reference: base, prompts: prompts, samples: 8, max_new_tokens: {of.get("longest", 3)}}}
   made: {{do: rl, from: {start}, prompts: prompts, reward: {reward}, max_new_tokens: {of.get("longest", 3)}, {fields}}}
 """,
         )

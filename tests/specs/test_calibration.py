@@ -1,0 +1,86 @@
+"""What a calibrated reward has to do with the stage that raises it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specs.load import load
+from specs.problems import SpecError
+
+HEAD = """\
+version: 1
+name: s
+models: {base: {source: ./m}, other: {source: ./o}}
+data:
+  prompts: {source: ./p.jsonl, format: prompt}
+  pairs: {source: ./q.jsonl, format: preference}
+rewards: {joy: {kind: lexicon}}
+stages:
+  plain: {do: decode, method: sample, from: base}
+  greedy: {do: decode, method: greedy, from: base}
+  cold: {do: decode, method: sample, from: base, temperature: 0.5}
+  few: {do: decode, method: sample, from: base, top_k: 4}
+  nucleus: {do: decode, method: sample, from: base, top_p: 0.9}
+  best: {do: decode, method: best_of_n, from: base, reward: joy, n: 2}
+  rolls: {do: sample, from: other, prompts: prompts, max_new_tokens: 32}
+"""
+STAGES = {
+    "rl": "do: rl, from: base, prompts: prompts, reward: cal, max_new_tokens: 32",
+    "qrpo": "do: qrpo, from: base, data: rolls, reward: cal",
+}
+
+
+def problems(folder: Path, stage: str, reference: str = "base", longest: int = 32) -> list[str]:
+    path = folder / "s.yaml"
+    cal = f"do: calibrate, reward: joy, reference: {reference}, prompts: prompts, max_new_tokens: {longest}"
+    path.write_text(f"{HEAD}  cal: {{{cal}}}\n  made: {{{stage}}}\n")
+    try:
+        load(path)
+    except SpecError as told:
+        return [str(p).split("  ", 1)[1] for p in told.problems]
+    return []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("reference", ["base", "plain"])
+def test_a_reward_calibrated_under_the_model_that_training_starts_from_is_fine(
+    tmp_path: Path, stage: str, reference: str
+) -> None:
+    assert problems(tmp_path, STAGES[stage], reference) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("reference", ["other", "cold", "few", "nucleus", "best"])
+def test_one_calibrated_under_another_policy_is_refused(tmp_path: Path, stage: str, reference: str) -> None:
+    assert problems(tmp_path, STAGES[stage], reference) == [
+        f"stages.made.reward  `cal` ranks among rollouts of `{reference}`, and this stage starts from `base`, sampled at "
+        "temperature 1 from the whole vocabulary; calibrate with `reference: base`"
+    ]
+
+
+def test_a_reward_is_not_calibrated_on_one_answer_given_again_and_again(tmp_path: Path) -> None:
+    assert problems(tmp_path, "do: sft, from: base, data: pairs", "greedy") == [
+        "stages.cal.reference  `greedy` gives one answer again and again, so its rollouts would all tie; name a policy "
+        "that samples"
+    ]
+
+
+def test_samples_and_rollouts_are_equally_long(tmp_path: Path) -> None:
+    assert problems(tmp_path, STAGES["rl"], longest=64) == [
+        "stages.made.max_new_tokens  `cal` ranks among rollouts of at most 64 tokens, and here samples have at most 32; "
+        "give both the same `max_new_tokens`"
+    ]
+    assert problems(tmp_path, STAGES["qrpo"], longest=64) == [
+        "stages.made.data  `cal` ranks among rollouts of at most 64 tokens, and the answers of `rolls` have at most 32; "
+        "give both the same `max_new_tokens`"
+    ]
+    assert problems(tmp_path, STAGES["qrpo"].replace("rolls", "pairs"), longest=64) == []
+
+
+def test_what_is_not_calibrated_or_not_there_is_said_once(tmp_path: Path) -> None:
+    assert problems(tmp_path, STAGES["rl"].replace("cal", "joy"), "other") == []
+    assert problems(tmp_path, STAGES["rl"].replace("from: base", "from: bose")) == [
+        "stages.made.from  `bose` is not defined; did you mean `base`?"
+    ]
