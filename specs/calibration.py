@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specs.base import Count, Positive, Spec
 from specs.generation import DecodeSample
@@ -78,28 +78,30 @@ class Identity(Spec):
     kind: Literal["identity"]
 
 
-class ForBestOfN(Spec):
+class _ForManyDraws(Spec):
+    n: Annotated[int, Field(strict=True, ge=2)] | None = None
+    """How many draws it will be: the transform is the exact optimum for them at the stage's `beta`."""
+    t: Positive | None = None
+    """In place of `n`, the rate of an exponential: e^{t(u-1)} for the best of the draws, -e^{-tu} for the worst. The paper's
+    10 is near the optimum for 4 draws at the same divergence, for which `beta` is to be larger."""
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> Self:
+        if (self.n is None) == (self.t is None):
+            raise ValueError("takes `n`, for the exact optimum, or else `t`, for the exponential")
+        return self
+
+
+class ForBestOfN(_ForManyDraws):
     """For a policy that will be used with best-of-n."""
 
     kind: Literal["best_of_n"]
-    n: Annotated[int, Field(strict=True, ge=2)]
-    """The n of the best-of-n to come."""
-    form: Literal["exponential", "fixed_point"] = "exponential"
-    """`exponential` is e^{t(u-1)}; `fixed_point` the exact optimum for this n and the stage's `beta`."""
-    t: Positive = 10.0
-    """The rate of the exponential."""
 
 
-class ForWorstOfN(Spec):
+class ForWorstOfN(_ForManyDraws):
     """For a policy of which an adversary will pick the worst of n."""
 
     kind: Literal["worst_of_n"]
-    n: Annotated[int, Field(strict=True, ge=2)]
-    """The n of the worst-of-n to come."""
-    form: Literal["exponential", "fixed_point"] = "exponential"
-    """`exponential` is -e^{-tu}; `fixed_point` the exact optimum for this n and the stage's `beta`."""
-    t: Positive = 10.0
-    """The rate of the exponential."""
 
 
 class Logarithm(Spec):

@@ -57,8 +57,8 @@ class RL(Training):
                     f"`{name}` ranks among rollouts of at most {calibration.max_new_tokens} tokens, and here samples have "
                     f"at most {self.max_new_tokens}; give both the same `max_new_tokens`",
                 )
-        if getattr(self.transform, "form", None) == "fixed_point" and self.beta == 0:
-            message = "the fixed point is the optimum for a `beta` above 0; give one, or take `form: exponential`"
+        if getattr(self.transform, "n", None) is not None and self.beta == 0:
+            message = "the optimum for `n` is one for a `beta` above 0; give one, or the transform `t` in place of `n`"
             yield ("beta",), message
         others = {*REWARDS} - {"calibrated reward"}
         for member in graph.members(self.reward):

@@ -19,13 +19,13 @@ Array = NDArray[np.float64]
 def transformation(transform: Transform, beta: float, rollouts: int) -> Callable[[Array], Array]:
     """Phi for rewards calibrated on `rollouts` rollouts. The fixed points depend on `beta`, the weight of the KL divergence."""
     match transform:
-        case ForBestOfN(form="exponential", t=t):
+        case ForBestOfN(t=float(t)):
             return lambda u: transforms.best_of_n_exponential(u, t)
-        case ForWorstOfN(form="exponential", t=t):
+        case ForWorstOfN(t=float(t)):
             return lambda u: transforms.worst_of_n_exponential(u, t)
-        case ForBestOfN(n=n):
+        case ForBestOfN(n=int(n)):
             return _on_grid(lambda: transforms.best_of_n_fixed_point(n, beta))
-        case ForWorstOfN(n=n):
+        case ForWorstOfN(n=int(n)):
             return _on_grid(lambda: transforms.worst_of_n_fixed_point(n, beta))
         case Logarithm():
             return lambda u: transforms.log(smoothed(u, rollouts))
@@ -37,7 +37,7 @@ def _on_grid(fixed_point: Callable[[], Array]) -> Callable[[Array], Array]:
     try:
         values = fixed_point()
     except ValueError as error:  # of a `beta` of 0, or one so small that nothing is to be found
-        raise UserError(f"`transform`: {error}; raise `beta` or take `form: exponential`") from error
+        raise UserError(f"`transform`: {error}; raise `beta`, or give `t` in place of `n`") from error
     grid = np.linspace(0, 1, len(values))
     return lambda u: np.interp(u, grid, values)
 

@@ -1,4 +1,4 @@
-"""What a calibrated reward has to do with the stage that raises it."""
+"""What a calibrated reward has to do with the stage that raises it, and how its transform is written."""
 
 from __future__ import annotations
 
@@ -83,4 +83,25 @@ def test_what_is_not_calibrated_or_not_there_is_said_once(tmp_path: Path) -> Non
     assert problems(tmp_path, STAGES["rl"].replace("cal", "joy"), "other") == []
     assert problems(tmp_path, STAGES["rl"].replace("from: base", "from: bose")) == [
         "stages.made.from  `bose` is not defined; did you mean `base`?"
+    ]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", ["best_of_n", "worst_of_n"])
+def test_a_transform_for_many_draws_is_written_by_their_number_or_by_a_rate(
+    tmp_path: Path, stage: str, kind: str
+) -> None:
+    for fields in ("n: 4", "t: 10", "t: 0.5"):
+        assert problems(tmp_path, f"{STAGES[stage]}, transform: {{kind: {kind}, {fields}}}") == []
+    wrong = "takes `n`, for the exact optimum, or else `t`, for the exponential"
+    for fields in ("", ", n: 4, t: 10"):
+        (line,) = problems(tmp_path, f"{STAGES[stage]}, transform: {{kind: {kind}{fields}}}")
+        assert line == f"stages.made.transform  {wrong}"
+
+
+def test_the_exact_optimum_is_one_for_a_weight_of_the_divergence(tmp_path: Path) -> None:
+    free = f"{STAGES['rl']}, beta: 0"
+    assert problems(tmp_path, f"{free}, transform: {{kind: best_of_n, t: 10}}") == []
+    assert problems(tmp_path, f"{free}, transform: {{kind: worst_of_n, n: 4}}") == [
+        "stages.made.beta  the optimum for `n` is one for a `beta` above 0; give one, or the transform `t` in place of `n`"
     ]

@@ -174,8 +174,8 @@ def test_what_only_judges_may_be_calibrated_and_then_only_judges(write: Write) -
         (
             "  c: {do: calibrate, reward: joy, reference: base, prompts: prompts}\n"
             "  a: {do: rl, from: base, prompts: prompts, reward: c, beta: 0, transform: "
-            "{kind: best_of_n, n: 4, form: fixed_point}}\n",
-            "stages.a.beta  the fixed point is the optimum for a `beta` above 0; give one, or take `form: exponential`",
+            "{kind: best_of_n, n: 4}}\n",
+            "stages.a.beta  the optimum for `n` is one for a `beta` above 0; give one, or the transform `t` in place of `n`",
         ),
         (
             "  a: {do: rl, from: base, prompts: prompts, reward: joy, lora: {dropout: 0.1}}\n",

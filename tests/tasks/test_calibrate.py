@@ -353,10 +353,10 @@ def test_an_autoregressive_reward_model_is_calibrated_and_a_text_ties_with_itsel
     assert ties > 5
 
 
-BEST, WORST = ForBestOfN(kind="best_of_n", n=4), ForWorstOfN(kind="worst_of_n", n=4)
+BEST, WORST = ForBestOfN(kind="best_of_n", t=10.0), ForWorstOfN(kind="worst_of_n", t=10.0)
 IDENTITY, LOG = Identity(kind="identity"), Logarithm(kind="log")
-FIXED_BEST = ForBestOfN(kind="best_of_n", n=2, form="fixed_point")
-FIXED_WORST = ForWorstOfN(kind="worst_of_n", n=2, form="fixed_point")
+FIXED_BEST = ForBestOfN(kind="best_of_n", n=2)
+FIXED_WORST = ForWorstOfN(kind="worst_of_n", n=2)
 
 
 @pytest.mark.parametrize(
@@ -364,9 +364,9 @@ FIXED_WORST = ForWorstOfN(kind="worst_of_n", n=2, form="fixed_point")
     [
         (IDENTITY, [0.0, 0.25, 1.0]),
         (BEST, [math.exp(-10), math.exp(-7.5), 1.0]),
-        (ForBestOfN(kind="best_of_n", n=2, t=2.0), [math.exp(-2), math.exp(-1.5), 1.0]),
+        (ForBestOfN(kind="best_of_n", t=2.0), [math.exp(-2), math.exp(-1.5), 1.0]),
         (WORST, [-1.0, -math.exp(-2.5), -math.exp(-10)]),
-        (ForWorstOfN(kind="worst_of_n", n=2, t=2.0), [-1.0, -math.exp(-0.5), -math.exp(-2)]),
+        (ForWorstOfN(kind="worst_of_n", t=2.0), [-1.0, -math.exp(-0.5), -math.exp(-2)]),
         # Four rollouts: (4 u + 1/2) / 5.
         (LOG, [math.log(0.1), math.log(0.3), math.log(0.9)]),
         # Far from nothing but the reference: n^2 / (2n - 1) u^(2n - 1), and the same of 1 - u taken from its end.
@@ -375,7 +375,7 @@ FIXED_WORST = ForWorstOfN(kind="worst_of_n", n=2, form="fixed_point")
     ],
 )
 def test_each_transform_is_its_formula(transform: Transform, expected: list[float]) -> None:
-    beta = 1e5 if getattr(transform, "form", "") == "fixed_point" else 0.1
+    beta = 1e5 if getattr(transform, "n", None) else 0.1
     found = transformation(transform, beta, 4)(np.array([0.0, 0.25, 1.0]))
     assert found == pytest.approx(expected, abs=1e-4 if beta == 1e5 else 1e-12)
     assert np.isfinite(found).all()
@@ -385,8 +385,8 @@ def test_each_transform_is_its_formula(transform: Transform, expected: list[floa
 def test_a_fixed_point_is_that_of_its_n_and_beta(beta: float) -> None:
     u = np.linspace(0, 1, 401)  # every fifth point of the grid
     for transform, on_grid in (
-        (ForBestOfN(kind="best_of_n", n=3, form="fixed_point"), transforms.best_of_n_fixed_point(3, beta)),
-        (ForWorstOfN(kind="worst_of_n", n=3, form="fixed_point"), transforms.worst_of_n_fixed_point(3, beta)),
+        (ForBestOfN(kind="best_of_n", n=3), transforms.best_of_n_fixed_point(3, beta)),
+        (ForWorstOfN(kind="worst_of_n", n=3), transforms.worst_of_n_fixed_point(3, beta)),
     ):
         assert transformation(transform, beta, 64)(u) == pytest.approx(on_grid[::5], abs=1e-12)
 

@@ -26,7 +26,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 @pytest.mark.parametrize(
     ("transform", "phi"),
     [
-        ("{kind: best_of_n, n: 4}", lambda u, _: math.exp(10 * (u - 1))),
+        ("{kind: best_of_n, t: 10.0}", lambda u, _: math.exp(10 * (u - 1))),
         ("{kind: log}", lambda u, among: math.log((among * u + 0.5) / (among + 1))),
     ],
 )

@@ -243,12 +243,10 @@ def test_grpo_takes_the_mean_of_the_group_off_and_the_kl_from_the_start_into_its
 
 PHI = {
     "{kind: identity}": lambda u: u,
-    "{kind: best_of_n, n: 4, t: 3.0}": lambda u: math.exp(3 * (u - 1)),
-    "{kind: worst_of_n, n: 4}": lambda u: -math.exp(-10 * u),
+    "{kind: best_of_n, t: 3.0}": lambda u: math.exp(3 * (u - 1)),
+    "{kind: worst_of_n, t: 10.0}": lambda u: -math.exp(-10 * u),
     "{kind: log}": lambda u: math.log((8 * u + 0.5) / 9),
-    "{kind: best_of_n, n: 3, form: fixed_point}": lambda u: float(
-        np.interp(u, np.linspace(0, 1, 2001), best_of_n_fixed_point(3, 0.25))
-    ),
+    "{kind: best_of_n, n: 3}": lambda u: float(np.interp(u, np.linspace(0, 1, 2001), best_of_n_fixed_point(3, 0.25))),
 }
 
 
