@@ -13,13 +13,13 @@ from specs.generation import Sample
 from specs.problems import Path
 from specs.references import CalibratedReward, PairsOrResponses, PreferencePairs, Prompts, TrainingReward
 from specs.rounds import Rounds
-from specs.training import Training
+from specs.training import TrainingOnTexts
 
 if TYPE_CHECKING:
     from specs.graph import Graph
 
 
-class AutoregressiveRewardModel(Training):
+class AutoregressiveRewardModel(TrainingOnTexts):
     """A language model as a reward, r(x, y) = sum over t of log pi_r(y_t | x, y_<t): a number for every next token (GenARM, Xu
     et al., arXiv 2410.08193). Trained on P(chosen preferred) = sigmoid(beta (r_chosen - r_rejected)), with no reference
     and no division by length."""
@@ -66,7 +66,7 @@ class DPO(Rounds):
         return self
 
 
-class QRPO(Training):
+class QRPO(TrainingOnTexts):
     """Quantile reward policy optimisation (Matrenok et al., arXiv 2507.08068): regression of beta log(pi / pi_ref) on the
     calibrated reward less its log-partition; CTRL without sampling. The reference is the model it starts from. Each prompt
     has a log-partition of its own: from its rollouts, each ranked among the others of them. So it is right where rewards

@@ -5,10 +5,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from specs.references import LanguageModel, PreferencePairs, Responses, TrainingReward
-from specs.training import Training
+from specs.training import TrainingOnTexts
 
 
-class _PrefixScorer(Training):
+class _PrefixScorer(TrainingOnTexts):
     produces: ClassVar[str] = "prefix scorer"
 
     do: Literal["prefix_scorer"]

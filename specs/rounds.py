@@ -8,10 +8,10 @@ from typing import Annotated
 
 from specs.base import Count, Internal, NotIdentity
 from specs.references import LanguageModel
-from specs.training import Training
+from specs.training import TrainingOnTexts
 
 
-class Rounds(Training):
+class Rounds(TrainingOnTexts):
     """A method that draws from the model it improves, and may do so again and again."""
 
     rounds: Annotated[Count, NotIdentity()] = 1

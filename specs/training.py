@@ -41,13 +41,18 @@ class Training(Seeded):
     """Passes over the data."""
     batch_size: Count = 8
     """Rows to an optimizer step."""
+
+
+class TrainingOnTexts(Training):
+    """Training on dialogues that are there before it."""
+
     max_length: Annotated[int, Field(strict=True, ge=8)] = 512
     """The most tokens of a dialogue."""
     too_long: Literal["drop", "truncate_left"] = "drop"
     """What happens to a longer dialogue: it is dropped and counted, or it loses its beginning."""
 
 
-class SFT(Training):
+class SFT(TrainingOnTexts):
     """Supervised fine-tuning on the chosen answers, loss on the answer's tokens only."""
 
     produces: ClassVar[str] = "language model"
@@ -57,7 +62,7 @@ class SFT(Training):
     """Pairs whose `chosen` side is learnt."""
 
 
-class RewardModel(Training):
+class RewardModel(TrainingOnTexts):
     """A Bradley-Terry reward model: P(chosen preferred) = sigmoid(beta (r_chosen - r_rejected))."""
 
     produces: ClassVar[str] = "reward"

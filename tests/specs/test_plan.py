@@ -109,9 +109,8 @@ def test_an_identity_field_moves_its_stage_and_all_below_and_nothing_else(path, 
     assert moved((path, value)) == expected
 
 
-TRAINING = {
-    "from", "lora", "learning_rate", "warmup_steps", "weight_decay", "epochs", "batch_size", "max_length", "too_long", "seed",
-}  # fmt: skip
+ONLINE = {"from", "lora", "learning_rate", "warmup_steps", "weight_decay", "epochs", "batch_size", "seed"}
+TRAINING = ONLINE | {"max_length", "too_long"}
 ROUNDS = TRAINING | {"round", "previous"}
 PREFIX = TRAINING | {"loss"}
 HASHED = {
@@ -119,13 +118,13 @@ HASHED = {
     "rm": TRAINING | {"data", "test", "beta", "center"},
     "arm": TRAINING | {"data", "test", "beta"},
     "cal": {"reward", "reference", "prompts", "samples", "max_new_tokens", "seed"},
-    "ctrl": TRAINING | {"prompts", "reward", "transform", "algorithm", "samples", "max_new_tokens", "beta"},
+    "ctrl": ONLINE | {"prompts", "reward", "transform", "algorithm", "samples", "max_new_tokens", "beta"},
     "rrhf": ROUNDS | {"data", "reward", "candidates", "max_new_tokens", "test", "rank_weight", "sft_term"},
     "raft": ROUNDS
     | {"prompts", "reward", "samples", "rank", "kl_penalty", "temperature", "max_new_tokens", "held_out"},
     "dpo": ROUNDS | {"data", "prompts", "reward", "samples", "max_new_tokens", "min_gap", "beta"},
     "qrpo": TRAINING | {"data", "reward", "transform", "beta"},
-    "bond": TRAINING | {"prompts", "reward", "max_new_tokens", "mix", "anchor_rate", "kl_weight"},
+    "bond": ONLINE | {"prompts", "reward", "max_new_tokens", "mix", "anchor_rate", "kl_weight"},
     "fudge": PREFIX | {"head", "responses", "reward", "reference"},
     "q": PREFIX | {"responses", "reward", "reference"},
     "prefixes": PREFIX | {"head", "data"},

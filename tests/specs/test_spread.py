@@ -231,3 +231,10 @@ def test_what_only_judges_may_be_calibrated_and_then_only_judges(write: Write) -
 )  # fmt: skip
 def test_what_is_wrong_is_said_at_its_place(write: Write, stages: str, expected: str) -> None:
     assert any(line.endswith(expected) for line in problems(write(stages))), problems(write(stages))
+
+
+@pytest.mark.parametrize("do", ["rl", "bond"])
+def test_what_draws_its_own_answers_takes_no_length_of_dialogues(write: Write, do: str) -> None:
+    for field in ("max_length: 64", "too_long: truncate_left"):
+        (line,) = problems(write(f"  a: {{do: {do}, from: base, prompts: prompts, reward: joy, {field}}}\n"))
+        assert f"stages.a.{field.split(':')[0]}  unknown key" in line
