@@ -65,6 +65,11 @@ class DPO(Rounds):
             raise ValueError("several rounds draw new pairs from `prompts` and `reward`; `data` has one round in it")
         return self
 
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        for key in ("samples", "max_new_tokens", "min_gap") if self.data is not None else ():
+            if getattr(self, key) != DPO.model_fields[key].default:
+                yield (key,), "is for pairs that the stage draws itself, and `data` has its own; leave it out"
+
 
 class QRPO(TrainingOnTexts):
     """Quantile reward policy optimisation (Matrenok et al., arXiv 2507.08068): regression of beta log(pi / pi_ref) on the

@@ -238,3 +238,14 @@ def test_what_draws_its_own_answers_takes_no_length_of_dialogues(write: Write, d
     for field in ("max_length: 64", "too_long: truncate_left"):
         (line,) = problems(write(f"  a: {{do: {do}, from: base, prompts: prompts, reward: joy, {field}}}\n"))
         assert f"stages.a.{field.split(':')[0]}  unknown key" in line
+
+
+def test_a_stage_that_is_given_its_pairs_takes_nothing_about_drawing_them(write: Write) -> None:
+    given = "  a: {do: dpo, from: base, data: pairs, samples: 4, max_new_tokens: 32, min_gap: 0.5}\n"
+    assert [line.split("  ", 1)[1] for line in problems(write(given))] == [
+        f"stages.a.{field}  is for pairs that the stage draws itself, and `data` has its own; leave it out"
+        for field in ("samples", "max_new_tokens", "min_gap")
+    ]
+    # A default that is written out moves no fingerprint.
+    load(write("  a: {do: dpo, from: base, data: pairs, samples: 8}\n"))
+    load(write("  a: {do: dpo, from: base, prompts: prompts, reward: joy, samples: 4, min_gap: 0.5}\n"))
