@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from specs.base import Count, Flag, NonNegative, Positive, Probability, Spec
 from specs.calibration import Identity, Transform, calibrations, reference_problems
 from specs.problems import Path
 from specs.references import REWARDS, PairsOrPrompts, Prompts, TrainingReward
 from specs.rounds import Rounds
-from specs.training import Training
+from specs.training import TrainingOnline
 
 if TYPE_CHECKING:
     from specs.graph import Graph
 
 
-class RL(Training):
+class RL(TrainingOnline):
     """KL-regularised reward maximisation, max E[reward] - beta KL(policy || start), with TRL's RLOO or GRPO and rewards
     left unwhitened. With a calibrated and transformed reward it is CTRL (arXiv 2412.19792). `batch_size` counts prompts."""
 
@@ -40,12 +40,6 @@ class RL(Training):
     """The most tokens of a sample."""
     beta: NonNegative = 0.1
     """The weight of the KL divergence from the model that training starts from."""
-
-    @model_validator(mode="after")
-    def _is_one_policy(self) -> RL:
-        if self.lora is not None and self.lora.dropout:
-            raise ValueError("samples and learns with one policy, which dropout would make two; set `lora.dropout: 0`")
-        return self
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
         """The transforms are functions on [0, 1], where calibrated rewards are uniform."""
@@ -174,7 +168,7 @@ class RAFT(Rounds):
     give the best model there was."""
 
 
-class BOND(Training):
+class BOND(TrainingOnline):
     """Best-of-N distillation, online (J-BOND, Sessa et al., arXiv 2407.14622): towards the better of two samples of an
     anchor that follows the policy slowly, so best-of-two again and again. `batch_size` counts prompts."""
 

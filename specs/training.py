@@ -1,8 +1,8 @@
 """Stages that train: supervised fine-tuning and the Bradley-Terry reward model."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specs.base import Count, NonNegative, Positive, Spec, WholeNumber
 from specs.references import LanguageModel, PreferencePairs
@@ -50,6 +50,16 @@ class TrainingOnTexts(Training):
     """The most tokens of a dialogue."""
     too_long: Literal["drop", "truncate_left"] = "drop"
     """What happens to a longer dialogue: it is dropped and counted, or it loses its beginning."""
+
+
+class TrainingOnline(Training):
+    """Training on answers that the policy draws at each step."""
+
+    @model_validator(mode="after")
+    def _is_one_policy(self) -> Self:
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError("samples and learns with one policy, which dropout would make two; set `lora.dropout: 0`")
+        return self
 
 
 class SFT(TrainingOnTexts):

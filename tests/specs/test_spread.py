@@ -178,10 +178,6 @@ def test_what_only_judges_may_be_calibrated_and_then_only_judges(write: Write) -
             "stages.a.beta  the optimum for `n` is one for a `beta` above 0; give one, or the transform `t` in place of `n`",
         ),
         (
-            "  a: {do: rl, from: base, prompts: prompts, reward: joy, lora: {dropout: 0.1}}\n",
-            "stages.a  samples and learns with one policy, which dropout would make two; set `lora.dropout: 0`",
-        ),
-        (
             "  a: {do: qrpo, from: base, data: pairs, reward: joy}\n",
             "stages.a.reward  `joy` is a reward; this takes a calibrated reward",
         ),
@@ -231,6 +227,14 @@ def test_what_only_judges_may_be_calibrated_and_then_only_judges(write: Write) -
 )  # fmt: skip
 def test_what_is_wrong_is_said_at_its_place(write: Write, stages: str, expected: str) -> None:
     assert any(line.endswith(expected) for line in problems(write(stages))), problems(write(stages))
+
+
+@pytest.mark.parametrize("do", ["rl", "bond"])
+def test_what_samples_and_learns_with_one_policy_takes_no_dropout(write: Write, do: str) -> None:
+    (line,) = problems(write(f"  a: {{do: {do}, from: base, prompts: prompts, reward: joy, lora: {{dropout: 0.1}}}}\n"))
+    assert line.endswith(
+        "stages.a  samples and learns with one policy, which dropout would make two; set `lora.dropout: 0`"
+    )
 
 
 @pytest.mark.parametrize("do", ["rl", "bond"])
