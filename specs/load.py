@@ -74,6 +74,7 @@ def load(
     fields: dict[str, Any] = {}
     entries: list[tuple[str, str, Entry]] = []
     broken = {str(problem.path[1]).split("[")[0] for problem in problems}
+    left_out = bool(problems)  # stages that stand for several, and were there
     for key, value in tree.items():
         if key not in Study.model_fields:
             add((key,), f"unknown key{did_you_mean(key, [*Study.model_fields, 'extends'])}", "key")
@@ -83,7 +84,7 @@ def load(
         else:
             fields[key] = _validate(Study.model_fields[key], value, (key,), environment, add)
     for key, field in Study.model_fields.items():
-        if field.is_required() and (key not in tree or tree[key] in ({}, None)):
+        if field.is_required() and tree.get(key) in ({}, None) and not (key == "stages" and left_out):
             add((key,), f"is missing; add `{key}:`")
     _check_unique(entries, add)
     for where, message in graph_problems(Graph(entries), broken):

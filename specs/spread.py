@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,9 @@ from specs.problems import Mark, Path, Problem
 from specs.yaml_tree import Positions, Tree
 
 Places = list[tuple[Path, str, Mark]]
+
+MOST = 1000
+"""The most stages that one sweep, one grid or one `rounds` of a file may stand for: more are a slip of the pen."""
 
 
 def spread(stages: dict[str, Any], positions: Positions, problems: list[Problem]) -> dict[str, Any]:
@@ -40,7 +44,7 @@ def spread(stages: dict[str, Any], positions: Positions, problems: list[Problem]
         stages = {
             member: made
             for name, stage in stages.items()
-            for member, made in _on_grid(name, stage, stages, places.get(name, []), positions)
+            for member, made in _on_grid(name, stage, stages, places.get(name, []), positions, problems)
         }
     return stages
 
@@ -78,6 +82,9 @@ def _swept(
             return wrong((*path, key), "the same value twice")
         if key in stage:
             return wrong((*path, key), f"`{key}` is set on the stage as well; keep one")
+    count = math.prod(map(len, sweep.values()))
+    if count > MOST:
+        return wrong(path, f"{count:,} combinations; at most {MOST:,}")
     members = []
     for choice in itertools.product(*(enumerate(values) for values in sweep.values())):
         chosen = {key: value for key, (_, value) in zip(sweep, choice, strict=True)}
@@ -103,10 +110,10 @@ def _in_rounds(
 ) -> list[tuple[str, Tree]]:
     """The rounds of a stage. The last keeps the stage's name, so that the name means what came of them all."""
     rounds = stage["rounds"]
-    if not isinstance(rounds, int) or rounds < 1 or rounds > MOST_ROUNDS:
-        if isinstance(rounds, int) and rounds > MOST_ROUNDS:
+    if not isinstance(rounds, int) or rounds < 1 or rounds > MOST:
+        if isinstance(rounds, int) and rounds > MOST:
             path: Path = ("stages", name, "rounds")
-            problems.append(Problem(positions.nearest(path), path, f"at most {MOST_ROUNDS}"))
+            problems.append(Problem(positions.nearest(path), path, f"at most {MOST:,}"))
             return []
         return [(name, stage)]
     names = [_inside(name, f"round={number}") for number in range(1, rounds)] + [name]
@@ -118,11 +125,13 @@ def _in_rounds(
     return members
 
 
-MOST_ROUNDS = 1000
-
-
 def _on_grid(
-    name: str, stage: Tree, stages: dict[str, Any], places: Places, positions: Positions
+    name: str,
+    stage: Tree,
+    stages: dict[str, Any],
+    places: Places,
+    positions: Positions,
+    problems: list[Problem],
 ) -> list[tuple[str, Tree]]:
     """The soups of a grid of weights. What is wrong with it is left to be said where the stage is validated."""
     weights = stage.get("weights") if isinstance(stage, dict) else None
@@ -133,6 +142,12 @@ def _on_grid(
     if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
         return [(name, stage)]
     experts = sum(len(_members(one, stages)) for one in named)
+    count = math.comb(grid - 1 + experts - 1, grid - 1)
+    if experts and count > MOST:
+        path: Path = ("stages", name, "weights", "grid")
+        message = f"{count:,} soups of {experts} experts; at most {MOST:,}: take fewer values"
+        problems.append(Problem(positions.nearest(path), path, message))
+        return []
     made = []
     for point in simplex(experts, grid) if experts > 1 else ():
         member = _inside(name, ",".join(f"{weight:g}" for weight in point))

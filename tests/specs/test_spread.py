@@ -166,7 +166,7 @@ def test_what_only_judges_may_be_calibrated_and_then_only_judges(write: Write) -
         (f"  a: {{{RAFT}, rounds: 2, round: 1}}\n", "stages.a.round  is written by `rounds`; leave it out"),
         (f"  a: {{{RAFT}, previous: base}}\n", "stages.a.previous  is written by `rounds`; leave it out"),
         (f"  a: {{{RAFT}, rounds: 0}}\n", "stages.a.rounds  must be greater than or equal to 1, not `0`"),
-        (f"  a: {{{RAFT}, rounds: 5000}}\n", "stages.a.rounds  at most 1000"),
+        (f"  a: {{{RAFT}, rounds: 5000}}\n", "stages.a.rounds  at most 1,000"),
         (
             "  a: {do: rl, from: base, prompts: prompts, reward: joy, transform: {kind: best_of_n, n: 4}}\n",
             "stages.a.transform  `best_of_n` is for calibrated rewards, and `joy` is none; put a `do: calibrate` stage between",
@@ -253,3 +253,27 @@ def test_a_stage_that_is_given_its_pairs_takes_nothing_about_drawing_them(write:
     # A default that is written out moves no fingerprint.
     load(write("  a: {do: dpo, from: base, data: pairs, samples: 8}\n"))
     load(write("  a: {do: dpo, from: base, prompts: prompts, reward: joy, samples: 4, min_gap: 0.5}\n"))
+
+
+def test_a_grid_of_more_soups_than_anyone_means_is_refused_with_their_number(write: Write) -> None:
+    experts = f"  e: {{{RAFT}, sweep: {{seed: [1, 2, 3, 4]}}}}\n"
+    # Four weights in steps of 1/100: 103 over 3; in steps of 1/16: 19 over 3, in steps of 1/17: 20 over 3.
+    for grid, count in ((101, "176,851"), (18, "1,140")):
+        (line,) = problems(write(f"{experts}  a: {{do: soup, experts: e, weights: {{grid: {grid}}}}}\n"))
+        assert line.endswith(f"stages.a.weights.grid  {count} soups of 4 experts; at most 1,000: take fewer values")
+    assert len(graph(write(f"{experts}  a: {{do: soup, experts: e, weights: {{grid: 17}}}}\n")).members("a")) == 969
+
+
+def test_a_grid_that_is_refused_is_not_missed_where_it_is_named(write: Write) -> None:
+    stages = f"  e: {{{RAFT}, sweep: {{seed: [1, 2, 3, 4]}}}}\n  a: {{do: soup, experts: e, weights: {{grid: 101}}}}\n"
+    assert len(problems(write(f"{stages}  b: {{do: sample, from: a, prompts: prompts}}\n"))) == 1
+
+
+def test_a_sweep_of_more_combinations_than_anyone_means_is_refused_with_their_number(write: Write) -> None:
+    def swept(seeds: int) -> Path:
+        sweep = f"{{seed: {list(range(seeds))}, samples: {list(range(1, 21))}}}"
+        return write(f"  a: {{do: raft, from: base, prompts: prompts, reward: joy, sweep: {sweep}}}\n")
+
+    assert len(graph(swept(50)).members("a")) == 1000
+    (line,) = problems(swept(51))
+    assert line.endswith("stages.a.sweep  1,020 combinations; at most 1,000")
