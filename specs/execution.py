@@ -25,7 +25,8 @@ class Execution(Spec):
     rows: Count = 64
     """Sequences that the sampler and the scorers keep in one batch. It changes speed and memory, not who gets which draw."""
     micro_batch: Count = 4
-    """Sequences in one training forward pass; gradients accumulate up to the stage's `batch_size`."""
+    """Rows in one training forward pass; gradients accumulate up to the stage's `batch_size`. A row of `sft`, `raft` and `rl`
+    is one sequence, of `reward_model` and `dpo` two, and of the other stages a prompt with all its answers."""
     gradient_checkpointing: Flag | None = None
     """Whether training keeps fewer activations and computes them again (less memory, a third more time); if absent, on GPUs."""
     checkpoint_every: Duration = "10m"

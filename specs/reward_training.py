@@ -10,7 +10,7 @@ from pydantic import Field
 from specs.base import Count, Flag, NonNegative, Positive, Probability, Spec
 from specs.calibration import Identity, Transform, calibrations, reference_problems
 from specs.problems import Path
-from specs.references import REWARDS, PairsOrPrompts, Prompts, TrainingReward
+from specs.references import REWARDS, PairsOrPrompts, PreferencePairs, Prompts, TrainingReward
 from specs.rounds import Rounds
 from specs.training import TrainingOnline
 
@@ -126,7 +126,7 @@ class RRHF(Rounds):
     """Where the candidates come from."""
     max_new_tokens: Count = 64
     """The most tokens of a candidate that is drawn."""
-    test: PairsOrPrompts | None = None
+    test: PreferencePairs | None = None
     """Held-out pairs: how many the model orders right by its length-normalised log-probability, before and after."""
     rank_weight: NonNegative = 1.0
     """The weight of the ranking loss beside the fine-tuning on the best candidate."""
@@ -135,11 +135,14 @@ class RRHF(Rounds):
     of prompt and candidate as the authors' code does."""
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
-        asked = {"data": self.data if self.candidates.by == "data" else None, "test": self.test}
-        for slot, name in asked.items():
-            for member in graph.members(name or ""):
-                if graph.nodes[member].produces == "prompts":
-                    yield (slot,), f"`{member}` is prompts, which have no answers; give preference pairs here"
+        drawn = getattr(self.candidates, "count", 0)
+        for member in graph.members(self.data):
+            prompts = graph.nodes[member].produces == "prompts"
+            if prompts and not drawn:
+                yield ("data",), f"`{member}` is prompts, which have no answers; give preference pairs here"
+            if drawn == 1 and (prompts or not getattr(self.candidates, "data", True)):
+                what = f"`{member}` has no answers" if prompts else "the data's answers are no candidates"
+                yield ("candidates", "count"), f"{what}, so one candidate has nothing to be ranked against; draw more"
 
 
 class RAFT(Rounds):

@@ -1,4 +1,4 @@
-"""Preference pairs out of scored responses, and the Bradley-Terry likelihood they are learnt by."""
+"""Preference pairs out of scored responses."""
 
 from __future__ import annotations
 

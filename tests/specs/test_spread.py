@@ -187,7 +187,7 @@ def test_what_only_judges_may_be_calibrated_and_then_only_judges(write: Write) -
         ),
         (
             "  a: {do: rrhf, from: base, data: pairs, reward: joy, test: prompts}\n",
-            "stages.a.test  `prompts` is prompts, which have no answers; give preference pairs here",
+            "stages.a.test  `prompts` is prompts; this takes preference pairs; what fits: `pairs`",
         ),
         ("  a: {do: dpo, from: base}\n", "stages.a  takes pairs from `data`, or makes its own from `prompts` and `reward`"),
         (
@@ -227,32 +227,6 @@ def test_what_only_judges_may_be_calibrated_and_then_only_judges(write: Write) -
 )  # fmt: skip
 def test_what_is_wrong_is_said_at_its_place(write: Write, stages: str, expected: str) -> None:
     assert any(line.endswith(expected) for line in problems(write(stages))), problems(write(stages))
-
-
-@pytest.mark.parametrize("do", ["rl", "bond"])
-def test_what_samples_and_learns_with_one_policy_takes_no_dropout(write: Write, do: str) -> None:
-    (line,) = problems(write(f"  a: {{do: {do}, from: base, prompts: prompts, reward: joy, lora: {{dropout: 0.1}}}}\n"))
-    assert line.endswith(
-        "stages.a  samples and learns with one policy, which dropout would make two; set `lora.dropout: 0`"
-    )
-
-
-@pytest.mark.parametrize("do", ["rl", "bond"])
-def test_what_draws_its_own_answers_takes_no_length_of_dialogues(write: Write, do: str) -> None:
-    for field in ("max_length: 64", "too_long: truncate_left"):
-        (line,) = problems(write(f"  a: {{do: {do}, from: base, prompts: prompts, reward: joy, {field}}}\n"))
-        assert f"stages.a.{field.split(':')[0]}  unknown key" in line
-
-
-def test_a_stage_that_is_given_its_pairs_takes_nothing_about_drawing_them(write: Write) -> None:
-    given = "  a: {do: dpo, from: base, data: pairs, samples: 4, max_new_tokens: 32, min_gap: 0.5}\n"
-    assert [line.split("  ", 1)[1] for line in problems(write(given))] == [
-        f"stages.a.{field}  is for pairs that the stage draws itself, and `data` has its own; leave it out"
-        for field in ("samples", "max_new_tokens", "min_gap")
-    ]
-    # A default that is written out moves no fingerprint.
-    load(write("  a: {do: dpo, from: base, data: pairs, samples: 8}\n"))
-    load(write("  a: {do: dpo, from: base, prompts: prompts, reward: joy, samples: 4, min_gap: 0.5}\n"))
 
 
 def test_a_grid_of_more_soups_than_anyone_means_is_refused_with_their_number(write: Write) -> None:
