@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from registry.artifacts import Artifact
 from specs.execution import Execution
@@ -67,3 +68,15 @@ def build(view: View, name: str, into: Path | None = None, **execution: Any) -> 
     job = Job(artifact, out, scratch, Execution(**{"threads": 1} | execution), Log(events.append))
     result = getattr(importlib.import_module(module), function)(job)
     return Built(dataclasses.replace(artifact, folder=out), result.metrics, events)
+
+
+def weights(built: Built) -> dict[str, torch.Tensor]:
+    (path,) = built.folder.rglob("*.safetensors")
+    return load_file(path)
+
+
+def apart(one: Built, other: Built) -> float:
+    """How far the weights of two models are from each other at most."""
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)

@@ -14,7 +14,6 @@ from typing import Any
 import stages
 import tiny
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from registry.language_models import load_language_model
@@ -105,18 +104,6 @@ class Lab:
         if built is not None:
             return load_language_model(built.artifact).model
         return AutoModelForCausalLM.from_pretrained(self.model).eval()
-
-
-def weights(built: stages.Built) -> dict[str, torch.Tensor]:
-    (path,) = built.folder.rglob("*.safetensors")
-    return load_file(path)
-
-
-def apart(one: stages.Built, other: stages.Built) -> float:
-    """How far the weights of two models are from each other at most."""
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
 def prompt_ids(prompt: str) -> list[int]:

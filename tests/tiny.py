@@ -11,6 +11,13 @@ CHAT = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+PAIRS = [
+    {"prompt": "How was it?", "chosen": "It was good.", "rejected": "Bad"},
+    {"prompt": "And you?", "chosen": "<pad>", "rejected": "A much longer answer<|end|>"},
+    {"prompt": "Then?", "chosen": "Rain, then sun.", "rejected": "Rain<pad><|end|>"},
+    {"prompt": "A longer question than the others, is it not?", "chosen": "Yes", "rejected": "No"},
+]
+TEN = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(10)]
 
 
 def tokenizer(*, chat_template: str | None = CHAT, pad: bool = True) -> Any:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +12,18 @@ from typing import Any
 import letters
 import pytest
 import stages
-import tiny
 import torch
+from letters import LORA, answers_of, log_probs, text, total_variation, worth_of
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback
 
 from registry.language_models import load_language_model
 from registry.rows import Prompt
 from specs.problems import UserError
 from tasks import sampler, train_bond
-from tasks import trainer as trainers
 from tasks.sampler import sample
 
 pytestmark = pytest.mark.slow
 
-LORA = "lora: {rank: 4, alpha: 8}"
 EIGHT = ["a", "b", "cc", "d", "ef", "g", "ag", "bcd"]
 ANSWERS = {(token,): letters.WORTH[text] for token, text in enumerate(letters.ANSWERS)}
 
@@ -48,23 +42,8 @@ def study(tmp_path: Path, model: Path) -> Study:
     numbers = itertools.count()
 
     def made(fields: str, prompts: Sequence[str] = EIGHT, start: str = "base", longest: int = 2, **of: Any) -> Any:
-        folder = tmp_path / str(next(numbers))
-        folder.mkdir()
-        tiny.write_lines(folder / "prompts.jsonl", [{"prompt": p} for p in prompts])
-        tiny.write_lines(folder / "pairs.jsonl", [{"prompt": "ab", "chosen": "dd", "rejected": "e"}] * 4)
-        return stages.study(
-            folder,
-            f"""\
-models: {{base: {{source: {of.get("source", model)}, precision: {of.get("precision", "fp32")}}}}}
-data:
-  prompts: {{source: ./prompts.jsonl, format: prompt}}
-  pairs: {{source: ./pairs.jsonl, format: preference}}
-rewards: {{worth: {{kind: python, target: "letters:worth"}}}}
-stages:
-  tuned: {{do: sft, from: base, data: pairs, learning_rate: 5e-2, batch_size: 4, epochs: 4.0, {LORA}}}
-  made: {{do: bond, from: {start}, prompts: prompts, reward: worth, max_new_tokens: {longest}, {fields}}}
-""",
-        )
+        stage = f"do: bond, from: {start}, prompts: prompts, reward: worth, max_new_tokens: {longest}, {fields}"
+        return letters.study(tmp_path / str(next(numbers)), stage, prompts, **{"source": model} | of)
 
     return made
 
@@ -131,33 +110,11 @@ def standing(view: Any, start: str, held: Weights) -> Any:
     return adapted.merge_and_unload().eval()
 
 
-@torch.no_grad()
-def log_prob(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> float:
-    logits = model(torch.tensor([[*prompt, *answer]])).logits[0].double().log_softmax(-1)
-    return sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
-
-
-def worth(answer: Sequence[int]) -> float:
-    return letters.worth([""], ["".join(letters.ANSWERS[token] for token in answer)])[0]
-
-
 def drawn(model: Any, prompt: Sequence[int], samples: int, stream: str) -> list[tuple[int, ...]]:
     """The samples of a prompt that stands once in its step, drawn alone."""
-    text = "".join(letters.ANSWERS[token] for token in prompt)
-    key = f"{Prompt(({'role': 'user', 'content': text},)).id}/0/{stream}"
+    key = f"{Prompt(({'role': 'user', 'content': text(prompt)},)).id}/0/{stream}"
     (found,) = sample(model, [prompt], keys=[key], samples=samples, seed=3, max_new_tokens=2, eos_ids=[0])
     return [s.ids for s in found]
-
-
-def weights(folder: Path) -> Weights:
-    (path,) = folder.rglob("*.safetensors")
-    return load_file(path)
-
-
-def apart(one: stages.Built, other: stages.Built) -> float:
-    ours, theirs = weights(one.folder), weights(other.folder)
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
 @pytest.mark.parametrize(
@@ -177,11 +134,11 @@ def test_a_row_is_the_policys_sample_and_the_better_of_the_anchors_two(
         for row in step.rows:
             assert [row.own] == drawn(policy, row.prompt, 1, f"bond step {number}")
             first, second = drawn(anchor, row.prompt, 2, f"bond anchor step {number}")
-            assert row.best == (second if worth(second) > worth(first) else first)
-            ties += first != second and worth(first) == worth(second)
-            assert row.anchor == pytest.approx(log_prob(anchor, row.prompt, row.own), abs=1e-4)
-            assert row.reward == pytest.approx(worth(row.own))
-            below.append(-math.log(16) if worth(row.own) < min(worth(first), worth(second)) else 0.0)
+            assert row.best == (second if worth_of(second) > worth_of(first) else first)
+            ties += first != second and worth_of(first) == worth_of(second)
+            assert row.anchor == pytest.approx(sum(log_probs(anchor, row.prompt, row.own)), abs=1e-4)
+            assert row.reward == pytest.approx(worth_of(row.own))
+            below.append(-math.log(16) if worth_of(row.own) < min(worth_of(first), worth_of(second)) else 0.0)
             assert row.below_both == (below[-1] < 0)
         # The others are the other seven of the step, however it is divided.
         expected = [value - (sum(below) - value) / 7 for value in below]
@@ -189,7 +146,7 @@ def test_a_row_is_the_policys_sample_and_the_better_of_the_anchors_two(
         means = {name: sum(getattr(row, name) for row in step.rows) / 8 for name in ("reward", "below_both")}
         for name, mean in means.items():
             assert built.logged(f"train/{name}")[number] == (number + 1, pytest.approx(mean, abs=1e-6))
-        apart = [log_prob(policy, row.prompt, row.own) - row.anchor for row in step.rows]
+        apart = [sum(log_probs(policy, row.prompt, row.own)) - row.anchor for row in step.rows]
         assert built.logged("train/kl_to_anchor")[number][1] == pytest.approx(sum(apart) / 8, abs=1e-4)
         assert (max(map(abs, apart)) > 0.01) == (number > 0)
     assert len(seen) == 4 and ties
@@ -228,66 +185,9 @@ def test_the_anchor_is_no_part_of_what_is_published(study: Study, seen: list[Ste
         "adapter/adapter_model.safetensors",
         "training.jsonl",
     }
-    found = weights(built.folder)
+    found = stages.weights(built)
     assert not any("anchor" in name for name in found)
     assert len(found) == len(seen[0].policy)
-
-
-@pytest.mark.parametrize("lora", [LORA, "lora: null"])
-def test_how_a_batch_is_accumulated_changes_nothing_but_rounding(study: Study, lora: str) -> None:
-    fields = f"{lora}, batch_size: 6, learning_rate: 1e-2, epochs: 3.0, anchor_rate: 0.3"  # steps of six and of two
-    whole, parts = (stages.build(study(fields), "made", micro_batch=size) for size in (6, 2))
-    assert apart(whole, parts) < 1e-5
-    for name in ("loss", "kl_to_anchor", "reward"):
-        ours, theirs = ([v for _, v in built.logged(f"train/{name}")] for built in (whole, parts))
-        assert ours == pytest.approx(theirs, abs=1e-4) and len(ours) == 6
-
-
-@pytest.mark.parametrize("lora", [LORA, "lora: null"])
-def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(study: Study, lora: str) -> None:
-    fields = f"{lora}, batch_size: 8, learning_rate: 1e-2, epochs: 2.0"
-    one, same, other = (stages.build(study(f"{fields}, seed: {seed}"), "made") for seed in (5, 5, 6))
-    assert apart(one, same) == 0
-    assert apart(one, other) > 1e-3
-
-
-class Died(Exception):
-    """What stands for a kill."""
-
-
-@pytest.mark.parametrize("lora", [LORA, "lora: null"])
-@pytest.mark.parametrize(("step", "later"), [(2, False), (3, True)])
-def test_a_stage_whose_process_died_goes_on_to_the_very_same_weights(
-    study: Study, monkeypatch: pytest.MonkeyPatch, lora: str, step: int, later: int
-) -> None:
-    fields = f"{lora}, batch_size: 4, learning_rate: 1e-2, epochs: 3.0, anchor_rate: 0.3"
-    whole = stages.build(study(fields), "made", micro_batch=2)
-    library = Trainer._save_checkpoint
-
-    class Dies(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_save = state.global_step == step
-            if state.global_step == step + 1:
-                raise Died
-
-    def dies(self: Any, *args: Any) -> None:
-        library(self, *args)
-        if not later:  # the checkpoint is written, and nothing after it
-            raise Died
-
-    view = study(fields)
-    folder = view.artifact("made").folder
-    with monkeypatch.context() as patch:
-        patch.setattr(trainers, "CheckpointByClock", lambda every: Dies())
-        patch.setattr(Trainer, "_save_checkpoint", dies)
-        with pytest.raises(Died):
-            stages.build(view, "made", micro_batch=2)
-    shutil.rmtree(folder)
-    resumed = stages.build(view, "made", micro_batch=2)
-    assert ("note", f"going on from the checkpoint after step {step}") in resumed.events
-    assert apart(resumed, whole) == 0
-    curves = [map(json.loads, (built.folder / "training.jsonl").open()) for built in (resumed, whole)]
-    assert list(curves[0]) == list(curves[1])
 
 
 @pytest.mark.parametrize("lora", [LORA, "lora: null"])
@@ -302,7 +202,7 @@ def test_beside_bf16_both_sample_in_it_and_the_policy_starts_at_its_anchor_too(
     built = stages.build(study(f"{lora}, batch_size: 8", precision="bf16"), "made", micro_batch=8)
     assert built.logged("train/kl_to_anchor") == [(1, pytest.approx(0, abs=1e-6))]
     assert logits and all(torch.equal(found, found.bfloat16().to(found)) for found in logits)
-    assert {tensor.dtype for tensor in weights(built.folder).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in stages.weights(built).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("lora", [LORA, "lora: null"])
@@ -312,41 +212,12 @@ def test_the_models_own_dropout_is_off(study: Study, tmp_path: Path, lora: str) 
     assert built.logged("train/kl_to_anchor") == [(1, pytest.approx(0, abs=1e-6))]
 
 
-@pytest.mark.parametrize("lora", [LORA, "lora: null"])
-def test_keeping_fewer_activations_changes_nothing_but_rounding(study: Study, lora: str) -> None:
-    fields = f"{lora}, batch_size: 8, learning_rate: 1e-2, epochs: 3.0, anchor_rate: 0.3"
-    fewer, every = (stages.build(study(fields), "made", gradient_checkpointing=flag) for flag in (True, False))
-    assert apart(fewer, every) < 1e-5
-
-
-def test_prompts_that_leave_no_room_for_an_answer_are_told_before_anything_is_trained(
-    study: Study, tmp_path: Path
-) -> None:
-    short = letters.language_model(tmp_path / "short", max_position_embeddings=8)
-    with pytest.raises(UserError) as caught:
-        stages.build(study(LORA, ["abcdefg"], source=short), "made")
-    assert str(caught.value) == (
-        "`base` reads 8 tokens, and the longest prompt has 7 before 2 new ones; shorten the prompts or `max_new_tokens`"
-    )
-
-
 @pytest.mark.parametrize("fields", ["learning_rate: 1e30, epochs: 4.0", "kl_weight: 1e39"])
 def test_a_training_that_diverges_ends_there_and_says_where(study: Study, fields: str) -> None:
     with pytest.raises(
         UserError, match=r"^training diverged: [\w/ ]+ at step \d; lower `learning_rate`( or `kl_weight`)?$"
     ):
         stages.build(study(f"lora: null, batch_size: 8, {fields}"), "made")
-
-
-def one_token(artifact: Any) -> dict[tuple[int, ...], float]:
-    """The probability of each answer of one token to the prompt `a`."""
-    with torch.inference_mode():
-        logits = load_language_model(artifact).model(torch.tensor([[1]])).logits[0, -1]
-    return dict(zip(ANSWERS, logits.double().softmax(-1).tolist(), strict=True))
-
-
-def total_variation(one: dict[tuple[int, ...], float], other: dict[tuple[int, ...], float]) -> float:
-    return sum(abs(one[answer] - other[answer]) for answer in one) / 2
 
 
 def best_of_two(start: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
@@ -373,7 +244,7 @@ def test_beside_an_anchor_that_stands_still_each_part_ends_at_its_optimum(
     fields = f"lora: null, batch_size: 32, epochs: 60.0, learning_rate: 1e-2, anchor_rate: 1e-9, {parts}"
     view = study(fields, ["a"] * 32, longest=1)
     built = stages.build(view, "made", micro_batch=64)
-    start, end = (one_token(artifact) for artifact in (view.artifact("base"), built.artifact))
+    start, end = (answers_of(artifact, [1], 1) for artifact in (view.artifact("base"), built.artifact))
     best = optimum(start)
     assert total_variation(end, best) < 0.08 < 0.19 < total_variation(start, best)
 
@@ -382,6 +253,6 @@ def test_best_of_two_again_and_again_brings_the_best_answer_to_the_top(study: St
     fields = f"{LORA}, batch_size: 16, epochs: 30.0, learning_rate: 2e-2, anchor_rate: 0.1, kl_weight: 0.5"
     view = study(fields, ["a"] * 16, longest=1)
     built = stages.build(view, "made", micro_batch=16)
-    start, end = (one_token(artifact) for artifact in (view.artifact("base"), built.artifact))
+    start, end = (answers_of(artifact, [1], 1) for artifact in (view.artifact("base"), built.artifact))
     assert max(ANSWERS.values()) == ANSWERS[(4,)]  # the letter d
     assert start[(4,)] < 0.2 and end[(4,)] > 0.8

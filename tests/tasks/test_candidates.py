@@ -18,7 +18,6 @@ from textbook import (
     STILL,
     Lab,
     answer_ids,
-    apart,
     candidates,
     log_probs,
     margins,
@@ -57,41 +56,6 @@ def test_the_loss_is_that_of_the_formula_before_and_after_a_step(lab: Lab, metho
     assert first == pytest.approx(by_hand(lab.causal()), rel=1e-5)
     assert abs(second - first) > 1e-2 * first
     assert second == pytest.approx(by_hand(lab.causal(one)), rel=1e-4)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_batch_of_eight_is_eight_batches_of_one(lab: Lab, method: str) -> None:
-    # Eleven rows: a step of eight and one of three, which micro-batches of two divide into two and one.
-    fields = f"{METHODS[method]}, learning_rate: 1e-3, batch_size: 8, {LORA}"
-    whole, pairs, single = (lab.train(fields, micro_batch=size) for size in (8, 2, 1))
-    for other in (pairs, single):
-        assert apart(whole, other) < 1e-5
-        for name in ("train/loss", "train/grad_norm"):
-            expected = [value for _, value in whole.logged(name)]
-            assert len(expected) == 2
-            assert [value for _, value in other.logged(name)] == pytest.approx(expected, rel=1e-3)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(lab: Lab, method: str) -> None:
-    fields = f"{METHODS[method]}, learning_rate: 1e-3, batch_size: 2, {LORA}"
-    one, same, other = (lab.train(f"{fields}, seed: {seed}") for seed in (5, 5, 6))
-    assert apart(one, same) == 0
-    assert apart(one, other) > 1e-4
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("lora", [LORA, "lora: null"])
-def test_activations_may_be_computed_again(lab: Lab, method: str, lora: str) -> None:
-    fields = f"{METHODS[method]}, learning_rate: 1e-3, batch_size: 4, {lora}"
-    kept, again = (lab.train(fields, gradient_checkpointing=on) for on in (False, True))
-    assert apart(kept, again) < 1e-6
-
-
-def test_the_adapters_own_dropout_is_the_persons(lab: Lab) -> None:
-    fields = f"{METHODS['rrhf']}, learning_rate: 1e-2, batch_size: 4"
-    none, much = (lab.train(f"{fields}, lora: {{rank: 4, dropout: {rate}}}") for rate in (0.0, 0.5))
-    assert apart(none, much) > 1e-4
 
 
 @pytest.mark.parametrize("method", ["rrhf", "autoregressive_reward_model"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,26 +13,20 @@ import pytest
 import stages
 import tiny
 import torch
+from deaths import dies, dying
 from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, TrainerCallback
+from stages import apart, weights
+from textbook import LORA, answer_ids, log_probs, prompt_ids
+from tiny import PAIRS
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from specs.problems import UserError
 from tasks import own_samples, train_dpo
-from tasks import trainer as trainers
 from tasks.view import View
 
 pytestmark = pytest.mark.slow
 
-PAIRS = [
-    {"prompt": "How was it?", "chosen": "It was good.", "rejected": "Bad"},
-    {"prompt": "And you?", "chosen": "<pad>", "rejected": "A much longer answer<|end|>"},
-    {"prompt": "Then?", "chosen": "Rain, then sun.", "rejected": "Rain<pad><|end|>"},
-    {"prompt": "A longer question than the others, is it not?", "chosen": "Yes", "rejected": "No"},
-]
-TEN = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(10)]
 MESSAGES = ["Why?", "How was the trip?", "Where to, and when?", "And then?"]
-LORA = "lora: {rank: 4, alpha: 8}"
 LOG_2 = math.log(2)
 GIVEN = """\
 models: {{base: {{source: {model}, precision: {precision}}}}}
@@ -79,32 +72,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def given(tmp_path: Path, models: Path) -> Study:
-    """A study with `made` on given pairs, in a folder of its own."""
+def train(tmp_path: Path, models: Path) -> Train:
+    """Builds `made` on given pairs, in a folder of its own."""
     numbers = itertools.count()
 
-    def view(
-        fields: str, pairs: list[Any] = PAIRS, start: str = "base", precision: str = "fp32", model: str = "plain"
-    ) -> View:
+    def built(fields: str, start: str = "base", precision: str = "fp32", model: str = "plain") -> stages.Built:
         folder = tmp_path / str(next(numbers))
         folder.mkdir()
-        tiny.write_lines(folder / "pairs.jsonl", pairs)
-        return stages.study(
+        tiny.write_lines(folder / "pairs.jsonl", PAIRS)
+        view = stages.study(
             folder, GIVEN.format(model=models / model, precision=precision, lora=LORA, start=start, fields=fields)
         )
-
-    return view
-
-
-@pytest.fixture
-def train(given: Study) -> Train:
-    def built(
-        fields: str, pairs: list[Any] = PAIRS, start: str = "base", *, micro_batch: int = 4, **options: str
-    ) -> Any:
-        view = given(fields, pairs, start, **options)
         if start != "base":
             stages.build(view, start)
-        return stages.build(view, "made", micro_batch=micro_batch)
+        return stages.build(view, "made", micro_batch=4)
 
     return built
 
@@ -124,17 +105,6 @@ def own(tmp_path: Path, models: Path) -> Study:
     return view
 
 
-def weights(built: stages.Built) -> dict[str, torch.Tensor]:
-    (path,) = built.folder.rglob("*.safetensors")
-    return load_file(path)
-
-
-def apart(one: stages.Built, other: stages.Built) -> float:
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
-
-
 def model(folder: Path, *adapters: stages.Built) -> Any:
     """A model with what was trained on it, as its libraries have it."""
     loaded = AutoModelForCausalLM.from_pretrained(folder)
@@ -148,12 +118,8 @@ def model(folder: Path, *adapters: stages.Built) -> Any:
 
 def log_prob(model: Any, message: str, answer: str, finished: bool = True) -> float:
     """Of an answer's tokens and, if it is finished, its end, under the tiny template."""
-    tokenizer = tiny.tokenizer()
-    texts = f"<|user|>{message}<|end|><|assistant|>", answer + "<|end|>" * finished
-    before, after = (tokenizer(text)["input_ids"] for text in texts)
-    with torch.inference_mode():
-        logs = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
-    return sum(float(logs[len(before) + i - 1, token]) for i, token in enumerate(after))
+    (found,) = log_probs(model, prompt_ids(message), [answer_ids(answer, finished)])
+    return found
 
 
 def margins(policy: Any, reference: Any, pairs: list[dict[str, str]] = PAIRS) -> list[float]:
@@ -227,52 +193,6 @@ def test_training_widens_the_margins(train: Train, models: Path) -> None:
     logged = [value for _, value in built.logged("train/rewards/margins")]
     assert logged[0] == 0 and logged[-1] > 1
     assert built.metrics["train/last_loss"] < 0.3 < built.metrics["train/first_loss"]
-
-
-def test_the_adapters_dropout_is_the_persons(train: Train) -> None:
-    fields = "batch_size: 4, learning_rate: 1e-2, epochs: 3.0, lora: {rank: 4, dropout: %s}"
-    none, half = (train(fields % dropout) for dropout in (0.0, 0.5))
-    assert apart(none, half) > 1e-3
-
-
-def test_how_a_batch_is_accumulated_changes_nothing_but_rounding(train: Train) -> None:
-    # Eleven pairs: a step of eight and one of three, which micro-batches of two divide into two and one.
-    fields = f"batch_size: 8, learning_rate: 1e-3, epochs: 2.0, {LORA}"
-    whole, single, twos = (train(fields, [*TEN, PAIRS[0]], micro_batch=size) for size in (8, 1, 2))
-    for other in (single, twos):
-        assert apart(whole, other) < 1e-5
-        losses = [loss for _, loss in whole.logged("train/loss")]
-        assert [loss for _, loss in other.logged("train/loss")] == pytest.approx(losses, abs=2e-4)
-    assert whole.finished("steps") == single.finished("steps") == [4]
-
-
-@pytest.mark.parametrize("lora", ["lora: {rank: 4, alpha: 8, dropout: 0.2}", "lora: null"])
-def test_a_stage_whose_process_died_goes_on_to_the_very_same_weights(
-    given: Study, monkeypatch: pytest.MonkeyPatch, lora: str
-) -> None:
-    fields = f"batch_size: 4, epochs: 2.0, learning_rate: 1e-2, {lora}"
-    whole = stages.build(given(fields, TEN), "made", micro_batch=2)
-
-    class Dies(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_save = state.global_step == 2
-            if state.global_step == 4:
-                raise Died
-
-    view = given(fields, TEN)
-    with monkeypatch.context() as patch:
-        patch.setattr(trainers, "CheckpointByClock", lambda every: Dies())
-        with pytest.raises(Died):
-            stages.build(view, "made", micro_batch=2)
-    shutil.rmtree(view.artifact("made").folder)  # as the store does before it builds again
-    resumed = stages.build(view, "made", micro_batch=2)
-    assert ("note", "going on from the checkpoint after step 2") in resumed.events
-    assert apart(resumed, whole) == 0
-    assert [loss for _, loss in resumed.logged("train/loss")] == [loss for _, loss in whole.logged("train/loss")]
-
-
-class Died(Exception):
-    """What stands for a kill."""
 
 
 def samples(built: stages.Built) -> list[list[dict[str, Any]]]:
@@ -365,15 +285,9 @@ def test_samples_drawn_before_a_death_are_taken_up(own: Study, monkeypatch: pyte
     fields = f"reward: score, samples: 3, learning_rate: 1e-2, {LORA}"
     whole = stages.build(own(fields), "made")
     view = own(fields)
-
-    def dies(*_: Any, **__: Any) -> Any:
-        raise Died
-
-    with monkeypatch.context() as patch:
+    with dying(view.artifact("made").folder) as patch:
         patch.setattr(train_dpo, "train", dies)
-        with pytest.raises(Died):
-            stages.build(view, "made")
-    shutil.rmtree(view.artifact("made").folder)
+        stages.build(view, "made")
     monkeypatch.setattr(own_samples, "draw", lambda *_, **__: pytest.fail("it sampled again"))
     resumed = stages.build(view, "made")
     assert samples(resumed) == samples(whole)

@@ -17,6 +17,7 @@ import pytest
 import stages
 import tiny
 import torch
+from deaths import DiesAfter, dying
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback
@@ -582,10 +583,6 @@ def test_beside_bf16_what_is_trained_is_fp32_and_the_loss_is_the_same(
     assert half.metrics["train/first_loss"] == pytest.approx(full.metrics["train/first_loss"], rel=0.05)
 
 
-class Died(Exception):
-    """What stands for a kill."""
-
-
 @pytest.mark.parametrize(
     ("fields", "lora", "step"),
     [
@@ -597,24 +594,15 @@ class Died(Exception):
     ],
 )
 def test_a_stage_whose_process_died_goes_on_to_the_very_same_weights(
-    study: Study, monkeypatch: pytest.MonkeyPatch, fields: str, lora: str, step: int
+    study: Study, fields: str, lora: str, step: int
 ) -> None:
     fields = f"{fields}, {lora}, batch_size: 1, learning_rate: 1e-2, epochs: 2.0"
     whole = stages.build(study(fields), "made")
-
-    class Dies(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_save = state.global_step == step
-            if state.global_step == step + 1:
-                raise Died
-
     view = study(fields)
     folder = view.artifact("made").folder
-    with monkeypatch.context() as patch:
-        patch.setattr(trainers, "CheckpointByClock", lambda every: Dies())
-        with pytest.raises(Died):
-            stages.build(view, "made")
-    shutil.rmtree(folder)
+    with dying(folder) as patch:
+        patch.setattr(trainers, "CheckpointByClock", lambda every: DiesAfter(step))
+        stages.build(view, "made")
     saved = folder.with_name(f"{folder.name}.scratch") / "checkpoints" / f"checkpoint-{step}" / "model.safetensors"
     frozen = [name for name in load_file(saved) if "lora" not in name and not name.startswith("head.")]
     assert bool(frozen) == (lora == "lora: null")  # what is not trained is in no checkpoint

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +15,11 @@ import pytest
 import stages
 import tiny
 import torch
+from deaths import DiesAfter, dies, dying
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerCallback
+from stages import weights
+from transformers import AutoModelForCausalLM
 
 from registry.language_models import load_language_model
 from registry.rows import Prompt
@@ -151,11 +152,6 @@ def best_of_each(values: list[list[float]], rows: list[list[dict[str, Any]]]) ->
         there = [s for s in range(len(row)) if rows[p][s]["text"]]
         best.add((p, min(there, key=lambda s: (-row[s], s))))
     return best
-
-
-def weights(built: stages.Built) -> dict[str, torch.Tensor]:
-    (path,) = built.folder.rglob("*.safetensors")
-    return load_file(path)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -430,10 +426,6 @@ def test_a_prompt_is_read_once_for_all_its_samples(study: Study, monkeypatch: py
     assert counts == [others, ours, others]
 
 
-class Died(Exception):
-    """What stands for a kill."""
-
-
 def test_a_round_whose_process_died_takes_its_samples_up_and_comes_to_the_same_weights(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,27 +434,14 @@ def test_a_round_whose_process_died_takes_its_samples_up_and_comes_to_the_same_w
     view = study(fields)
     folder = view.artifact("made").folder
     assert folder is not None
-
-    class Dies(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_save = state.global_step == 3
-            if state.global_step == 4:
-                raise Died
-
-    for when, what in (
-        (own_samples, "draw"),  # before there is a sample
-        (train_raft, "fit"),  # before the first step
-        (trainers, "CheckpointByClock"),  # between steps
+    for when, what, how in (
+        (own_samples, "draw", dies),  # before there is a sample
+        (train_raft, "fit", dies),  # before the first step
+        (trainers, "CheckpointByClock", lambda every: DiesAfter(3)),  # between steps
     ):
-        with monkeypatch.context() as patch:
-
-            def dies(*_: Any, **__: Any) -> Any:
-                raise Died
-
-            patch.setattr(when, what, dies if when is not trainers else lambda every: Dies())
-            with pytest.raises(Died):
-                stages.build(view, "made", micro_batch=1)
-        shutil.rmtree(folder)  # as the store does before it builds again
+        with dying(folder) as patch:
+            patch.setattr(when, what, how)
+            stages.build(view, "made", micro_batch=1)
     monkeypatch.setattr(own_samples, "draw", lambda *_, **__: pytest.fail("it sampled again"))
     resumed = stages.build(view, "made", micro_batch=1)
     notes = [content for kind, content in resumed.events if kind == "note"]
@@ -474,20 +453,16 @@ def test_a_round_whose_process_died_takes_its_samples_up_and_comes_to_the_same_w
     assert samples(resumed) == samples(whole)
 
 
-def test_samples_that_were_half_written_are_drawn_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_that_were_half_written_are_drawn_again(study: Study) -> None:
     view = study(f"reward: score, {QUICK}")
     written = itertools.count(1)
 
-    def dies(row: Any) -> str:
-        if next(written) == 3:
-            raise Died
-        return json.dumps(row)
+    def dumps(row: Any) -> str:
+        return dies() if next(written) == 3 else json.dumps(row)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(own_samples, "json", SimpleNamespace(dumps=dies))
-        with pytest.raises(Died):
-            stages.build(view, "made")
-    shutil.rmtree(view.artifact("made").folder)
+    with dying(view.artifact("made").folder) as patch:
+        patch.setattr(own_samples, "json", SimpleNamespace(dumps=dumps))
+        stages.build(view, "made")
     built = stages.build(view, "made")
     assert not any("taken up" in str(content) for _, content in built.events)
     assert built.metrics["samples"] == 16

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,18 @@ import letters
 import numpy as np
 import pytest
 import stages
-import tiny
 import torch
-from safetensors.torch import load_file
-from transformers import TrainerCallback
+from letters import LORA, answers_of, log_probs, text, total_variation, worth_of
 
 from registry.language_models import load_language_model
 from registry.methods.transforms import best_of_n_fixed_point
 from registry.rows import Prompt
 from specs.problems import UserError
 from tasks import sampler, train_rl
-from tasks import trainer as trainers
 from tasks.sampler import sample
 
 pytestmark = pytest.mark.slow
 
-LORA = "lora: {rank: 4, alpha: 8}"
-KINDS = [("rloo", LORA), ("rloo", "lora: null"), ("grpo", LORA), ("grpo", "lora: null")]
-SOME = [KINDS[0], KINDS[3]]
 TWO = ("ab", "cde")
 
 Study = Callable[..., Any]
@@ -49,24 +42,9 @@ def study(tmp_path: Path, model: Path) -> Study:
     numbers = itertools.count()
 
     def made(fields: str, prompts: Sequence[str] = TWO, start: str = "base", reward: str = "worth", **of: Any) -> Any:
-        folder = tmp_path / str(next(numbers))
-        folder.mkdir()
-        tiny.write_lines(folder / "prompts.jsonl", [{"prompt": p} for p in prompts])
-        tiny.write_lines(folder / "pairs.jsonl", [{"prompt": "ab", "chosen": "dd", "rejected": "e"}] * 4)
-        return stages.study(
-            folder,
-            f"""\
-models: {{base: {{source: {of.get("source", model)}, precision: {of.get("precision", "fp32")}}}}}
-data:
-  prompts: {{source: ./prompts.jsonl, format: prompt}}
-  pairs: {{source: ./pairs.jsonl, format: preference}}
-rewards: {{worth: {{kind: python, target: "letters:worth"}}}}
-stages:
-  tuned: {{do: sft, from: base, data: pairs, learning_rate: 5e-2, batch_size: 4, epochs: 4.0, {of.get("tuned", LORA)}}}
-  cal: {{do: calibrate, reward: worth, reference: base, prompts: prompts, samples: 8, max_new_tokens: {of.get("longest", 3)}}}
-  made: {{do: rl, from: {start}, prompts: prompts, reward: {reward}, max_new_tokens: {of.get("longest", 3)}, {fields}}}
-""",
-        )
+        longest = of.setdefault("longest", 3)
+        stage = f"do: rl, from: {start}, prompts: prompts, reward: {reward}, max_new_tokens: {longest}, {fields}"
+        return letters.study(tmp_path / str(next(numbers)), stage, prompts, **{"source": model} | of)
 
     return made
 
@@ -121,54 +99,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     return steps
 
 
-@torch.no_grad()
-def log_probs(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-    """Of each token of the answer, by a plain forward pass of this one sequence."""
-    logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].double().log_softmax(-1)
-    return [float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)]
-
-
-def worth(answer: Sequence[int]) -> float:
-    """The reward of the sampled tokens."""
-    return letters.worth([""], ["".join(letters.ANSWERS[token] for token in answer)])[0]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    (path,) = folder.rglob("*.safetensors")
-    return load_file(path)
-
-
-def apart(one: stages.Built, other: stages.Built) -> float:
-    ours, theirs = weights(one.folder), weights(other.folder)
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
-
-
-def answers_of(artifact: Any, prompt: Sequence[int], longest: int) -> dict[tuple[int, ...], float]:
-    """The probability of every answer of at most `longest` tokens."""
-    model = load_language_model(artifact).model
-    found: dict[tuple[int, ...], float] = {}
-    beginnings = {(): 1.0}
-    for left in reversed(range(longest)):
-        nexts = {}
-        for begun, mass in beginnings.items():
-            with torch.inference_mode():
-                logits = model(torch.tensor([[*prompt, *begun]])).logits[0, -1]
-            for token, share in enumerate(logits.double().softmax(-1).tolist()):
-                (found if token == 0 or not left else nexts)[(*begun, token)] = mass * share
-        beginnings = nexts
-    assert sum(found.values()) == pytest.approx(1)
-    return found
-
-
 def tilted(start: dict[tuple[int, ...], float], beta: float) -> dict[tuple[int, ...], float]:
     """start e^{reward / beta} / Z, which maximises E[reward] - beta KL."""
-    raised = {answer: mass * math.exp(worth(answer) / beta) for answer, mass in start.items()}
+    raised = {answer: mass * math.exp(worth_of(answer) / beta) for answer, mass in start.items()}
     return {answer: mass / sum(raised.values()) for answer, mass in raised.items()}
-
-
-def total_variation(one: dict[tuple[int, ...], float], other: dict[tuple[int, ...], float]) -> float:
-    return sum(abs(one[answer] - other[answer]) for answer in one) / 2
 
 
 def less_the_others(values: dict[int, float], groups: Sequence[Sequence[int]]) -> dict[int, float]:
@@ -206,7 +140,7 @@ def test_the_advantage_is_reward_less_beta_kl_from_the_start_less_the_mean_of_th
         rows = range(8)
         kl = {i: sum(step.log_probs[i]) - sum(log_probs(reference, step.prompts[i], step.samples[i])) for i in rows}
         assert (max(map(abs, kl.values())) < 1e-5) == (number == 0)  # it starts at its reference and leaves it
-        rewards = {i: worth(step.samples[i]) - 0.3 * kl[i] for i in rows}
+        rewards = {i: worth_of(step.samples[i]) - 0.3 * kl[i] for i in rows}
         groups = groups_of(step)
         assert sorted(map(len, groups)) == [4, 4]
         expected = less_the_others(rewards, groups)
@@ -226,7 +160,7 @@ def test_grpo_takes_the_mean_of_the_group_off_and_the_kl_from_the_start_into_its
     reference = load_language_model(view.artifact(start)).model
     for step in seen:
         rows = range(8)
-        rewards = [worth(step.samples[i]) for i in rows]
+        rewards = [worth_of(step.samples[i]) for i in rows]
         mean = {i: sum(rewards[j] for j in group) / 4 for group in groups_of(step) for i in group}
         assert step.advantages == pytest.approx([rewards[i] - mean[i] for i in rows], abs=2e-6)
         total = 0.0
@@ -262,9 +196,8 @@ def test_what_is_raised_is_the_transform_of_the_calibrated_reward(
     (step,) = seen  # one step, whose policy is still the start: the KL is zero
     values = {}
     for i, (prompt, drawn) in enumerate(zip(step.prompts, step.samples, strict=True)):
-        text = "".join(letters.ANSWERS[t] for t in prompt)
-        others = rollouts[Prompt(({"role": "user", "content": text},)).id]
-        reward = worth(drawn)
+        others = rollouts[Prompt(({"role": "user", "content": text(prompt)},)).id]
+        reward = worth_of(drawn)
         rank = sum((other < reward) + (other == reward) / 2 for other in others) / 8
         values[i] = PHI[transform](rank)
     expected = less_the_others(values, groups_of(step))
@@ -281,9 +214,9 @@ def test_a_sample_is_drawn_with_the_numbers_of_its_seed_prompt_step_and_place(
     start = load_language_model(view.artifact("base"))
     for number, step in enumerate(seen):
         expected = {}
-        for text in TWO:
-            ids = start.tokenizer(text)["input_ids"]
-            key = f"{Prompt(({'role': 'user', 'content': text},)).id}/0/rl step {number}"
+        for asked in TWO:
+            ids = start.tokenizer(asked)["input_ids"]
+            key = f"{Prompt(({'role': 'user', 'content': asked},)).id}/0/rl step {number}"
             (drawn,) = sample(
                 start.model, [ids], keys=[key], samples=4, seed=3, max_new_tokens=3, eos_ids=start.eos_ids
             )
@@ -320,59 +253,6 @@ def test_each_prompt_of_a_step_is_read_once_for_all_its_samples(
     stages.build(view, "made", micro_batch=2)
     assert [len(prompts) for prompts in read] == [2, 2]
     assert sorted(tuple(p) for prompts in read for p in prompts) == [(1, 2), (3, 4, 5), (6,), (7, 7)]
-
-
-@pytest.mark.parametrize(("algorithm", "lora"), KINDS)
-def test_how_a_batch_is_accumulated_changes_nothing_but_rounding(study: Study, algorithm: str, lora: str) -> None:
-    fields = f"algorithm: {algorithm}, {lora}, samples: 4, batch_size: 2, learning_rate: 1e-2, epochs: 3.0"
-    whole, quarters = (stages.build(study(fields), "made", micro_batch=size) for size in (8, 2))
-    assert apart(whole, quarters) < 1e-5
-    assert [v for _, v in whole.logged("train/loss")] == pytest.approx(
-        [v for _, v in quarters.logged("train/loss")], abs=1e-5
-    )
-
-
-@pytest.mark.parametrize(("algorithm", "lora"), SOME)
-def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(study: Study, algorithm: str, lora: str) -> None:
-    fields = f"algorithm: {algorithm}, {lora}, samples: 4, batch_size: 2, learning_rate: 1e-2, epochs: 2.0"
-    one, same, other = (stages.build(study(f"{fields}, seed: {seed}"), "made") for seed in (5, 5, 6))
-    assert apart(one, same) == 0
-    assert apart(one, other) > 1e-3
-
-
-class Died(Exception):
-    """What stands for a kill."""
-
-
-@pytest.mark.parametrize(  # within the first pass over the prompts, at its end, within the second
-    ("algorithm", "lora", "step"),
-    [("rloo", LORA, 4), ("rloo", "lora: null", 1), ("grpo", LORA, 3), ("grpo", "lora: null", 4)],
-)
-def test_a_stage_whose_process_died_goes_on_to_the_very_same_weights(
-    study: Study, monkeypatch: pytest.MonkeyPatch, algorithm: str, lora: str, step: int
-) -> None:
-    fields = f"algorithm: {algorithm}, {lora}, samples: 2, batch_size: 2, learning_rate: 1e-2, epochs: 2.0"
-    prompts = ["a", "b", "cc", "dd", "e"]  # three steps an epoch
-    whole = stages.build(study(fields, prompts), "made", micro_batch=2)
-
-    class Dies(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == step:
-                control.should_save = True
-            if state.global_step == step + 1:
-                raise Died
-
-    view = study(fields, prompts)
-    folder = view.artifact("made").folder
-    with monkeypatch.context() as patch:
-        patch.setattr(trainers, "CheckpointByClock", lambda every: Dies())
-        with pytest.raises(Died):
-            stages.build(view, "made", micro_batch=2)
-    shutil.rmtree(folder)
-    resumed = stages.build(view, "made", micro_batch=2)
-    assert ("note", f"going on from the checkpoint after step {step}") in resumed.events
-    assert apart(resumed, whole) == 0
-    assert resumed.finished("steps")[-1] == 6
 
 
 def test_every_pass_reads_every_prompt_and_its_last_batch_is_filled_up_from_its_beginning(
@@ -428,25 +308,7 @@ def test_beside_bf16_the_policy_samples_in_it_and_starts_at_its_reference_too(
     built = stages.build(study(f"{lora}, samples: 4, batch_size: 2", precision="bf16"), "made")
     assert built.metrics["train/first_kl"] == pytest.approx(0, abs=1e-6)
     assert drawn and all(torch.equal(logits, logits.bfloat16().to(logits)) for logits in drawn)
-    assert {tensor.dtype for tensor in weights(built.folder).values()} == {torch.float32}
-
-
-@pytest.mark.parametrize(("algorithm", "lora"), SOME)
-def test_keeping_fewer_activations_changes_nothing_but_rounding(study: Study, algorithm: str, lora: str) -> None:
-    fields = f"algorithm: {algorithm}, {lora}, samples: 2, batch_size: 2, learning_rate: 1e-2, epochs: 2.0"
-    fewer, every = (stages.build(study(fields), "made", gradient_checkpointing=flag) for flag in (True, False))
-    assert apart(fewer, every) < 1e-5
-
-
-def test_prompts_that_leave_no_room_for_an_answer_are_told_before_anything_is_trained(
-    study: Study, tmp_path: Path
-) -> None:
-    short = letters.language_model(tmp_path / "short", max_position_embeddings=8)
-    with pytest.raises(UserError) as caught:
-        stages.build(study(LORA, ["abcdef"], source=short), "made")
-    assert str(caught.value) == (
-        "`base` reads 8 tokens, and the longest prompt has 6 before 3 new ones; shorten the prompts or `max_new_tokens`"
-    )
+    assert {tensor.dtype for tensor in stages.weights(built).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
@@ -479,7 +341,7 @@ def test_the_optimum_does_not_depend_on_the_number_of_samples(study: Study, algo
     assert total_variation(end, tilted(start, 0.5)) < 0.08 < 0.4 < total_variation(start, tilted(start, 0.5))
 
 
-@pytest.mark.parametrize(("algorithm", "lora"), SOME)
+@pytest.mark.parametrize(("algorithm", "lora"), [("rloo", LORA), ("grpo", "lora: null")])
 def test_beta_holds_the_policy_at_its_start(study: Study, algorithm: str, lora: str) -> None:
     def moved(beta: float) -> float:
         fields = f"algorithm: {algorithm}, {lora}, samples: 8, learning_rate: 2e-2, beta: {beta}"

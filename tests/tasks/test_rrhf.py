@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import pytest
 import stages
 import tiny
 import torch
+from deaths import dies, dying
+from stages import apart
 from textbook import (
     LONG,
     LORA,
@@ -19,7 +20,6 @@ from textbook import (
     STILL,
     Lab,
     answer_ids,
-    apart,
     candidates,
     log_probs,
     mean,
@@ -189,14 +189,6 @@ def test_beams_are_those_of_the_search_with_the_datas_answers_behind_them(
         assert len(answers) == len(expected)
 
 
-@pytest.mark.parametrize("how", ["sample", "beam"])
-def test_more_new_tokens_than_the_model_reads_are_told(lab: Lab, how: str) -> None:
-    fields = "do: rrhf, from: base, data: pairs, reward: points, max_new_tokens: 500"
-    message = r"^`base` reads 512 tokens, and the longest prompt has 32 before 500 new ones; shorten the prompts or"
-    with pytest.raises(UserError, match=message):
-        lab.train(f"{fields}, candidates: {{by: {how}}}")
-
-
 def test_prompts_alone_have_only_drawn_candidates(lab: Lab) -> None:
     built = lab.train(f"do: rrhf, from: base, data: prompts, reward: points, max_new_tokens: 5, {STILL}, {LORA}")
     assert texts(built) == distinct(drawn(lab.causal(), "rrhf round 1"))
@@ -229,24 +221,14 @@ def test_each_round_draws_anew_from_the_model_of_the_round_before(lab: Lab) -> N
         assert built.metrics["train/first_loss"] == pytest.approx(rrhf_loss(start, candidates(built)), rel=1e-4)
 
 
-class Died(Exception):
-    """What stands for a kill."""
-
-
 @pytest.mark.parametrize("how", ["sample", "beam"])
-def test_what_was_drawn_before_a_death_is_taken_up_again(lab: Lab, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_what_was_drawn_before_a_death_is_taken_up_again(lab: Lab, how: str) -> None:
     fields = f"{METHODS['rrhf']}, candidates: {{by: {how}}}, learning_rate: 1e-3, batch_size: 4, {LORA}"
     whole = lab.train(fields)
     into = lab.place()
-
-    def dies(*_: Any) -> None:
-        raise Died
-
-    with monkeypatch.context() as patch:
+    with dying(into) as patch:
         patch.setattr(train_rrhf, "scored", dies)
-        with pytest.raises(Died):
-            lab.train(fields, into)
-    shutil.rmtree(into)  # as the store does before it builds again
+        lab.train(fields, into)
     resumed = lab.train(fields, into)
     assert ("note", "the samples of the run before are taken up") in resumed.events
     counted = "responses" if how == "sample" else "prompts"

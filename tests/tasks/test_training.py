@@ -14,6 +14,9 @@ import stages
 import tiny
 import torch
 from safetensors.torch import load_file
+from stages import apart, weights
+from textbook import LONG, LORA, SHORT, answer_ids, log_probs, prompt_ids
+from tiny import PAIRS, TEN
 from transformers import AutoModelForCausalLM
 from trl import RewardTrainer
 
@@ -21,15 +24,6 @@ from registry.reward_models import trained_scores
 from specs.problems import UserError
 from tasks.inputs import dropped_rows
 from tasks.training import tokenised
-
-LORA = "lora: {rank: 4, alpha: 8}"
-PAIRS = [
-    {"prompt": "How was it?", "chosen": "It was good.", "rejected": "Bad"},
-    {"prompt": "And you?", "chosen": "<pad>", "rejected": "A much longer answer<|end|>"},
-    {"prompt": "Then?", "chosen": "Rain, then sun.", "rejected": "Rain<pad><|end|>"},
-    {"prompt": "A longer question than the others, is it not?", "chosen": "Yes", "rejected": "No"},
-]
-TEN = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(10)]
 
 CUT_OFF = """\
 models: {{base: {{source: {model}, precision: fp32}}}}
@@ -74,24 +68,9 @@ stages:
     return built
 
 
-def weights(built: stages.Built) -> dict[str, torch.Tensor]:
-    (path,) = built.folder.rglob("*.safetensors")
-    return load_file(path)
-
-
-def apart(one: stages.Built, other: stages.Built) -> float:
-    """How far the weights of two models are from each other at most."""
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
-
-
 def encoded(pair: dict[str, str], side: str = "chosen") -> tuple[list[int], list[int]]:
     """Prompt and answer as the tiny template has them, written out."""
-    tokenizer = tiny.tokenizer()
-    texts = f"<|user|>{pair['prompt']}<|end|><|assistant|>", f"{pair[side]}<|end|>"
-    before, after = (tokenizer(text)["input_ids"] for text in texts)
-    return before, after
+    return prompt_ids(pair["prompt"]), answer_ids(pair[side], True)
 
 
 def test_the_loss_of_sft_is_the_cross_entropy_of_the_answers_tokens(train: Train, model: Path) -> None:
@@ -99,9 +78,7 @@ def test_the_loss_of_sft_is_the_cross_entropy_of_the_answers_tokens(train: Train
     causal = AutoModelForCausalLM.from_pretrained(model).eval()
     total, count = 0.0, 0
     for prompt, answer in map(encoded, PAIRS):
-        with torch.inference_mode():
-            logs = causal(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-        total -= sum(float(logs[len(prompt) + i - 1, token]) for i, token in enumerate(answer))
+        total -= sum(log_probs(causal, prompt, [answer]))
         count += len(answer)
     # Over all the answers' tokens of the batch: a long answer weighs more than a short one.
     assert built.logged("train/loss") == [(1, pytest.approx(total / count, abs=2e-4))]
@@ -123,31 +100,11 @@ def test_the_loss_of_a_reward_model_is_the_bradley_terry_likelihood(
     assert built.metrics["train/first_loss"] == pytest.approx(sum(losses) / 4, abs=2e-4)
 
 
-@pytest.mark.parametrize("do", ["sft", "reward_model"])
-def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(train: Train, do: str) -> None:
-    fields = f"learning_rate: 1e-2, batch_size: 2, {LORA}"
-    one, same, other = (train(do, f"{fields}, seed: {seed}", micro_batch=2) for seed in (5, 5, 6))
-    assert apart(one, same) == 0
-    assert apart(one, other) > 1e-3
-
-
 @pytest.mark.parametrize("fields", [f"batch_size: 4, {LORA}", "batch_size: 1, lora: null"])
 def test_the_seed_draws_both_the_adapters_and_the_order_of_the_rows(train: Train, fields: str) -> None:
     # One batch of all rows has no order that matters; weights that were there already are not drawn.
     one, other = (train("sft", f"learning_rate: 1e-2, {fields}, seed: {seed}", micro_batch=4) for seed in (5, 6))
     assert apart(one, other) > 1e-3
-
-
-@pytest.mark.parametrize("do", ["sft", "reward_model"])
-@pytest.mark.parametrize("lora", [LORA, "lora: null"])
-def test_how_a_batch_is_accumulated_changes_nothing_but_rounding(train: Train, do: str, lora: str) -> None:
-    # Seven rows: a step of four and a step of three, which micro-batches of two divide into two and one.
-    fields = f"learning_rate: 1e-3, batch_size: 4, epochs: 2.0, {lora}"
-    whole, halves, single = (train(do, fields, TEN[:7], micro_batch=size) for size in (4, 2, 1))
-    for other in (halves, single):
-        assert apart(whole, other) < 1e-5
-        losses = [loss for _, loss in whole.logged("train/loss")]
-        assert [loss for _, loss in other.logged("train/loss")] == pytest.approx(losses, abs=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -174,10 +131,6 @@ def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_zero(train: Train
     built = train("sft", f"learning_rate: 1e-2, warmup_steps: 2, batch_size: 2, {LORA}", TEN)
     rates = [rate for _, rate in built.logged("train/learning_rate")]
     assert rates == pytest.approx([0, 5e-3, 1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
-
-
-LONG = {"prompt": "p" * 30, "chosen": "c" * 20, "rejected": "r"}  # 30 + 3 and 21 tokens
-SHORT = {"prompt": "p", "chosen": "c", "rejected": "r"}  # 4 and 2
 
 
 @pytest.mark.parametrize("do", ["sft", "reward_model"])
@@ -275,13 +228,6 @@ def test_what_is_trained_is_fp32_also_beside_bf16(train: Train, model: Path, do:
     assert {tensor.dtype for tensor in weights(built).values()} == {torch.float32}
     full = train(do, lora).metrics["train/first_loss"]
     assert built.metrics["train/first_loss"] == pytest.approx(full, rel=0.05)
-
-
-@pytest.mark.parametrize("do", ["sft", "reward_model"])
-def test_dropout_is_the_adapters_and_changes_what_is_learnt(train: Train, do: str) -> None:
-    fields = "learning_rate: 1e-2, batch_size: 2, lora: {{rank: 4, alpha: 8, dropout: {dropout}}}"
-    none, much = (train(do, fields.format(dropout=dropout)) for dropout in (0.0, 0.5))
-    assert apart(none, much) > 1e-4
 
 
 @pytest.mark.parametrize("do", ["sft", "reward_model"])
