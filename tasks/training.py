@@ -13,7 +13,7 @@ from peft import LoraConfig
 from transformers import set_seed
 from trl.trainer.utils import disable_dropout_in_model
 
-from registry.dialogue_text import Message, cut_left, encode_answer, encode_prompt
+from registry.dialogue_text import Message, cut_left, encode_answer, encode_dialogue, encode_prompt
 from registry.language_models import LanguageModel, load_language_model
 from registry.reward_models import reads, unused_id
 from registry.rows import Pair, percent, too_many
@@ -32,14 +32,24 @@ Tokenised = list[tuple[list[int], list[int]]]
 
 
 def training_rows(
-    job: Job, model: Any, tokenizer: Any, rows: Sequence[Answers], *, slot: str = "data", one_prompt: bool = False
+    job: Job,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Answers],
+    *,
+    slot: str = "data",
+    one_prompt: bool = False,
+    classified: bool = False,
 ) -> tuple[list[Tokenised], list[int]]:
     """What the stage trains on, and which of the rows those are; the others were dropped as too long. A `UserError` if
     they are more than the data's `max_dropped`; what a stage made has no such setting, and 1 % may go. With `one_prompt`
-    the answers of a row keep one prompt, cut to leave room for the longest of them."""
+    the answers of a row keep one prompt, cut to leave room for the longest of them; `classified` dialogues are whole and
+    finished, as a classifier reads them."""
     data = job.one(slot)
     longest = reads(model, tokenizer, job.entry.max_length)
-    kept, numbers = tokenised(tokenizer, rows, longest, job.entry.too_long, one_prompt=one_prompt)
+    kept, numbers = tokenised(
+        tokenizer, rows, longest, job.entry.too_long, one_prompt=one_prompt, classified=classified
+    )
     dropped = len(rows) - len(kept)
     external = isinstance(data.entry, Data)
     allowed = data.entry.max_dropped if isinstance(data.entry, Data) else "1%"
@@ -61,12 +71,24 @@ def training_rows(
 
 
 def tokenised(
-    tokenizer: Any, rows: Sequence[Answers], longest: int, too_long: str, *, one_prompt: bool = False
+    tokenizer: Any,
+    rows: Sequence[Answers],
+    longest: int,
+    too_long: str,
+    *,
+    one_prompt: bool = False,
+    classified: bool = False,
 ) -> tuple[list[Tokenised], list[int]]:
     """The rows as tokens, those with an answer that is too long left out or cut, and their numbers."""
     kept, numbers = [], []
+
+    def encode(prompt: Sequence[Message], answer: str, finished: bool) -> tuple[list[int], list[int]]:
+        if classified:
+            return encode_dialogue(tokenizer, prompt, answer)
+        return encode_prompt(tokenizer, prompt), encode_answer(tokenizer, prompt, answer, finished=finished)
+
     for number, row in enumerate(rows):
-        encoded = [(encode_prompt(tokenizer, p), encode_answer(tokenizer, p, a, finished=end)) for p, a, end in row]
+        encoded = [encode(*one) for one in row]
         most = max(len(a) for _, a in encoded)
         if one_prompt and most >= longest:
             continue  # not even the longest answer fits

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from trl import RewardTrainer
 
 from registry.reward_models import trained_scores
+from registry.rewards import scorer
 from specs.problems import UserError
 from tasks.inputs import dropped_rows
 from tasks.training import tokenised
@@ -121,6 +122,23 @@ def test_the_loss_of_a_reward_model_is_the_bradley_terry_likelihood(
         math.log1p(math.exp(-beta * (c - r))) + center * (c + r) ** 2 for c, r in zip(chosen, rejected, strict=True)
     ]
     assert built.metrics["train/first_loss"] == pytest.approx(sum(losses) / 4, abs=2e-4)
+
+
+@pytest.mark.parametrize("do", ["reward_model", "autoregressive_reward_model"])
+def test_where_the_template_writes_something_behind_the_end_a_reward_reads_what_it_was_trained_on(
+    train: Train, tmp_path: Path, do: str
+) -> None:
+    chatml = tiny.language_model(tmp_path / "chatml", chat_template=tiny.CHAT.replace("<|end|>", "<|end|>\n"))
+    pairs = PAIRS[:1] + PAIRS[3:]
+    fields = f"learning_rate: 1e-9, batch_size: 2, {LORA}, beta: 1.0"
+    built = train(do, fields, pairs, pairs, of=f"source: {chatml}, precision: fp32", micro_batch=2)
+    score = scorer(built.artifact, batch=2)
+    prompts = [({"role": "user", "content": pair["prompt"]},) for pair in pairs]
+    chosen, rejected = (score(prompts, [pair[side] for pair in pairs]) for side in ("chosen", "rejected"))
+    margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
+    assert built.metrics["test/mean_margin"] == pytest.approx(sum(margins) / 2, abs=2e-4)
+    losses = [math.log1p(math.exp(-m)) for m in margins]
+    assert built.metrics["train/first_loss"] == pytest.approx(sum(losses) / 2, abs=2e-4)
 
 
 @pytest.mark.parametrize("do", ["sft", "reward_model"])
