@@ -172,11 +172,11 @@ def arguments(job: Job, rows: int, precision: str, *, each: int = 1) -> dict[str
     adapters in fp32."""
     entry = job.entry
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    share, rest = divmod(entry.batch_size * each, processes)
-    if rest:
+    if entry.batch_size % processes:  # whole rows: what is sampled to one prompt is compared in one process
         raise UserError(
             f"`batch_size: {entry.batch_size}` does not divide among {processes} processes; change one of them"
         )
+    share = entry.batch_size // processes * each
     micro = _micro_batch(share, job.execution.micro_batch)
     steps = math.ceil(entry.epochs * math.ceil(rows / entry.batch_size))
     cuda = torch.cuda.is_available()

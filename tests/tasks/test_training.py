@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ from trl import RewardTrainer
 
 from registry.reward_models import trained_scores
 from registry.rewards import scorer
+from specs.execution import Execution
 from specs.problems import UserError
+from specs.reward_training import RL
 from tasks.inputs import dropped_rows
-from tasks.training import tokenised
+from tasks.training import arguments, tokenised
 
 LORA = "lora: {rank: 4, alpha: 8}"
 PAIRS = [
@@ -122,6 +125,21 @@ def test_the_loss_of_a_reward_model_is_the_bradley_terry_likelihood(
         math.log1p(math.exp(-beta * (c - r))) + center * (c + r) ** 2 for c, r in zip(chosen, rejected, strict=True)
     ]
     assert built.metrics["train/first_loss"] == pytest.approx(sum(losses) / 4, abs=2e-4)
+
+
+def test_processes_share_the_rows_of_a_step_and_never_the_answers_to_one_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = RL.model_validate({"do": "rl", "from": "a", "prompts": "b", "reward": "c", "samples": 4, "batch_size": 6})
+    job: Any = SimpleNamespace(entry=entry, execution=Execution(micro_batch=4), scratch=Path("nowhere"), seed=0)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    found = arguments(job, 12, "fp32", each=4)
+    # Two of six prompts, eight sequences, in every process.
+    assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (4, 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # which divides 24 sequences, but not six prompts
+    with pytest.raises(UserError) as caught:
+        arguments(job, 12, "fp32", each=4)
+    assert str(caught.value) == "`batch_size: 6` does not divide among 4 processes; change one of them"
 
 
 @pytest.mark.parametrize("do", ["reward_model", "autoregressive_reward_model"])
