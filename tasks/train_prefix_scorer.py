@@ -29,12 +29,12 @@ from registry.rows import Prompt
 from specs.prefix_scorer import PreferencePrefixScorer, QScorer
 from specs.problems import UserError
 from tasks.answers import rule_of
-from tasks.candidates import pad_columns
+from tasks.candidates import Packing, pad_columns
 from tasks.inputs import pairs_of
 from tasks.job import Job, Result
 from tasks.scores import Scores
 from tasks.threads import use_threads
-from tasks.trainer import Careful, gathered, save_weights, train
+from tasks.trainer import gathered, save_weights, train
 from tasks.training import (
     Tokenised,
     arguments,
@@ -246,10 +246,5 @@ class _OfPrefixes(Trainer):
         return mean
 
 
-class PrefixTrainer(Careful, _OfPrefixes):
+class PrefixTrainer(Packing, _OfPrefixes):
     """The library's trainer with the losses of prefix scorers, in units of the reward's variance."""
-
-    @staticmethod
-    def tokens_of(row: Tokenised) -> int:
-        """The answers of a row stand behind one prompt."""
-        return len(row[0][0]) + sum(len(answer) for _, answer in row)

@@ -31,6 +31,7 @@ from textbook import (
 )
 
 from specs.problems import UserError
+from tasks import trainer as trainers
 from tasks.candidates import CandidateTrainer
 
 pytestmark = pytest.mark.slow
@@ -70,6 +71,28 @@ def test_a_batch_of_eight_is_eight_batches_of_one(lab: Lab, method: str) -> None
             expected = [value for _, value in whole.logged(name)]
             assert len(expected) == 2
             assert [value for _, value in other.logged(name)] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "do: rrhf, from: base, data: pairs, reward: words, candidates: {by: data}",
+        "do: autoregressive_reward_model, from: base, data: pairs",
+    ],
+)
+def test_the_first_batch_that_is_tried_holds_the_row_of_most_tokens(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, fields: str
+) -> None:
+    # 4 and 20 tokens of two answers behind one prompt, where the other row has the longer answer: 5 and 16.
+    two = [
+        {"prompt": "p", "chosen": "c" * 9, "rejected": "r" * 9},
+        {"prompt": "qq", "chosen": "c" * 13, "rejected": "r"},
+    ]
+    lab.write("most", two)
+    tried: list[list[int]] = []
+    monkeypatch.setattr(trainers, "loss_of", lambda trainer, rows: tried.append(list(rows)) or 0.5)
+    lab.train(f"{fields}, batch_size: 1, {LORA}", pairs="most", micro_batch=1)
+    assert tried == [[0]]
 
 
 @pytest.mark.parametrize("method", METHODS)
