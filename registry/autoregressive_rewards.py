@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import Message, cut_left, encode_answer, encode_prompt
 from registry.language_models import load_language_model
 from registry.log_probs import score_rows
 from registry.reward_models import reads
+from registry.rewards import Score
 
-Scores = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 
-
-def autoregressive_scores(artifact: Artifact, batch: int) -> Scores:
+def autoregressive_scores(artifact: Artifact, batch: int) -> Score:
     """Every answer is read as a finished one, as by every reward model. One that is too long loses its prompt's
     beginning."""
     loaded = load_language_model(artifact)

@@ -7,21 +7,20 @@ rollouts has the reward that it had there, or rounding, which differs from batch
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import Message
 from registry.methods.calibration import mid_rank, pooled
+from registry.rewards import Score
 from registry.rows import Prompt
 
 CALIBRATION = "calibration.jsonl"
 
-Scores = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 
-
-def calibrated_scores(artifact: Artifact, inner: Scores) -> Scores:
+def calibrated_scores(artifact: Artifact, inner: Score) -> Score:
     """Ranks in [0, 1] of the rewards that `inner` gives."""
     assert artifact.folder is not None
     with (artifact.folder / CALIBRATION).open(encoding="utf-8") as file:

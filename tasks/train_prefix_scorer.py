@@ -23,7 +23,7 @@ from registry.methods.prefix_values import (
     q_loss,
     q_targets,
 )
-from registry.methods.shared_prompt import Packed, by_token, pack
+from registry.methods.shared_prompt import Packed, by_token, lengths, pack
 from registry.prefix_scorers import PrefixHead, hidden_states, save_head
 from registry.rows import Prompt
 from specs.prefix_scorer import PreferencePrefixScorer, QScorer
@@ -145,11 +145,10 @@ def _columns(rows: Sequence[Tokenised], rewards: Sequence[Sequence[float]]) -> l
 
 
 def _collate(examples: Sequence[Mapping[str, Any]], *, whole: bool) -> dict[str, Tensor]:
-    packed = pack([(e["prompt"], e["answers"]) for e in examples], whole=whole)
-    most = max(len(e["answers"]) for e in examples)
-    sizes = [[len(a) for a in e["answers"]] + [0] * (most - len(e["answers"])) for e in examples]
-    rewards = pad_columns([e["rewards"] for e in examples], most)
-    return dict(packed._asdict()) | {"lengths": torch.tensor(sizes), "rewards": torch.nan_to_num(rewards)}
+    rows = [(e["prompt"], e["answers"]) for e in examples]
+    sizes = lengths(rows)
+    rewards = pad_columns([e["rewards"] for e in examples], sizes.shape[1])
+    return dict(pack(rows, whole=whole)._asdict()) | {"lengths": sizes, "rewards": torch.nan_to_num(rewards)}
 
 
 class Scorer(nn.Module):
@@ -231,12 +230,12 @@ class _OfPrefixes(Trainer):
             mask = equal_length_prefixes(sizes[:, 0], sizes[:, 1], longest)
             preference: Tensor = prefix_preference_loss(tokens[:, 0], tokens[:, 1], mask).mean()
             return preference
-        flat, lengths = tokens.flatten(0, 1), sizes.flatten()
+        flat, last = tokens.flatten(0, 1), sizes.flatten() - 1
         order = torch.arange(longest, device=flat.device)
-        mask = order < lengths[:, None]
+        mask = order <= last[:, None]
         if q:
             after = by_token(expected, packed, answers).flatten(0, 1)
-            ends = order == lengths[:, None] - 1
+            ends = order == last[:, None]
             # What is expected after token t was read where token t + 1 is predicted.
             losses = q_loss(flat, q_targets(after.roll(-1, 1), rewards.flatten(), ends), mask)
         else:

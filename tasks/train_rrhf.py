@@ -22,7 +22,7 @@ from tasks.candidates import held_out, pairs_with_answers, train_on_candidates
 from tasks.inputs import pairs_of, prompts_of
 from tasks.job import Job, Result
 from tasks.memory import free_memory
-from tasks.own_samples import Drawn, kept, own_samples, scored, usable, write_samples
+from tasks.own_samples import Drawn, drawn_once, own_samples, scored, usable, write_samples
 from tasks.pair_accuracy import pair_accuracy
 from tasks.threads import use_threads
 from tasks.training import load_start, training_rows
@@ -95,7 +95,7 @@ def _candidates(job: Job) -> tuple[list[Prompt], Drawn]:
     elif isinstance(how, SampledCandidates):
         drawn = own_samples(job, prompts, samples=how.count, temperature=how.temperature, top_p=how.top_p)
     else:
-        drawn = kept(job, "beams", lambda: _beams(job, prompts))
+        drawn = drawn_once(job, "beams", lambda: _beams(job, prompts))
     every = [[*row, *given.get(p.id, [])] for p, row in zip(prompts, drawn, strict=True)]
     distinct = [_distinct(row) for row in every]
     there = [(p, row) for p, row in zip(prompts, distinct, strict=True) if row]
