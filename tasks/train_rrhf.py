@@ -25,20 +25,21 @@ from tasks.memory import free_memory
 from tasks.own_samples import Drawn, drawn_once, own_samples, scored, usable, write_samples
 from tasks.pair_accuracy import pair_accuracy
 from tasks.threads import use_threads
-from tasks.training import load_start, training_rows
+from tasks.training import check_lengths, load_start, training_rows, without_weights
 
 
 def train_rrhf(job: Job) -> Result:
     """Draws, ranks, trains, tests, and writes the adapter (or all weights)."""
     use_threads(job.execution)
     test = pairs_with_answers(job, "test") if job.many("test") else []
+    start = without_weights(job)
+    tested, test = held_out(job, start, test)
     prompts, candidates = _candidates(job)
+    answers = [[(p.messages, a.text, a.finished) for a in row] for p, row in zip(prompts, candidates, strict=True)]
+    rows, used = training_rows(job, start.model, start.tokenizer, answers, one_prompt=True)
     rewards = scored(job, job.one("reward"), prompts, candidates)
     write_samples(job, prompts, candidates, rewards, lambda p, s: "candidate")
     base = load_start(job)
-    answers = [[(p.messages, a.text, a.finished) for a in row] for p, row in zip(prompts, candidates, strict=True)]
-    rows, used = training_rows(job, base.model, base.tokenizer, answers, one_prompt=True)
-    tested, test = held_out(job, base, test)
     before = _test(job, base.model, tested, test)
     given: dict[str, Sequence[Any]] = {
         "rewards": [_ranks(rewards[i]) for i in used],
@@ -90,6 +91,8 @@ def _candidates(job: Job) -> tuple[list[Prompt], Drawn]:
                 given.setdefault(Prompt(pair.prompt).id, []).extend(_both(pair))
     else:
         prompts = list({p.id: p for p in prompts_of(job, "data")}.values())
+    if not isinstance(how, DataCandidates):
+        check_lengths(job, prompts, "data")
     if isinstance(how, DataCandidates):
         drawn: Drawn = [[] for _ in prompts]
     elif isinstance(how, SampledCandidates):

@@ -192,7 +192,7 @@ def test_beams_are_those_of_the_search_with_the_datas_answers_behind_them(
 
 @pytest.mark.parametrize("how", ["sample", "beam"])
 def test_more_new_tokens_than_the_model_reads_are_told(lab: Lab, how: str) -> None:
-    fields = "do: rrhf, from: base, data: pairs, reward: points, max_new_tokens: 500"
+    fields = "do: rrhf, from: base, data: pairs, reward: points, max_new_tokens: 500, max_length: 1000"
     message = r"^`base` reads 512 tokens, and the longest prompt has 32 before 500 new ones; shorten the prompts or"
     with pytest.raises(UserError, match=message):
         lab.train(f"{fields}, candidates: {{by: {how}}}")
