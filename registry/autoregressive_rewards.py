@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from registry.artifacts import Artifact
-from registry.dialogue_text import Message, cut_left, encode_dialogue
+from registry.dialogue_text import Message, cut_left, encode_answer, encode_prompt
 from registry.language_models import load_language_model
 from registry.log_probs import score_rows
 from registry.reward_models import reads
+from registry.rewards import Score
 
-Scores = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 
-
-def autoregressive_scores(artifact: Artifact, batch: int) -> Scores:
+def autoregressive_scores(artifact: Artifact, batch: int) -> Score:
     """Every answer is read as a finished one, as by every reward model. One that is too long loses its prompt's
     beginning."""
     loaded = load_language_model(artifact)
     longest = reads(loaded.model, loaded.tokenizer, int(artifact.fields["max_length"]))
 
     def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
-        encoded = (encode_dialogue(loaded.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True))
-        cut = (cut_left(loaded.tokenizer, p, a[1 - longest :], longest) for p, a in encoded)
+        tokenizer = loaded.tokenizer
+        encoded = (
+            (encode_prompt(tokenizer, p), encode_answer(tokenizer, p, a)) for p, a in zip(prompts, answers, strict=True)
+        )
+        cut = (cut_left(tokenizer, p, a[1 - longest :], longest) for p, a in encoded)
         return [row[0] for row in score_rows(loaded.model, [(p, [a]) for p, a in cut], batch=batch)]
 
     return score

@@ -7,7 +7,7 @@ rollouts has the reward that it had there, or rounding, which differs from batch
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from registry.artifacts import Artifact
 from registry.dialogue_text import Message
 from registry.methods.calibration import mid_rank, pooled
+from registry.rewards import Score
 from registry.rows import Prompt
 
 CALIBRATION = "calibration.jsonl"
-
-Scores = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 
 
 def rollout_rewards(artifact: Artifact) -> dict[str, NDArray[np.float64]]:
@@ -34,7 +33,7 @@ def _rows(artifact: Artifact) -> list[Any]:
         return [json.loads(line) for line in file]
 
 
-def calibrated_scores(artifact: Artifact, inner: Scores) -> Scores:
+def calibrated_scores(artifact: Artifact, inner: Score) -> Score:
     """Ranks in [0, 1] of the rewards that `inner` gives."""
     rows = _rows(artifact)
     rollouts = {row["prompt"]: np.array(row["rewards"]) for row in rows}

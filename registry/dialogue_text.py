@@ -30,6 +30,9 @@ TEMPLATES = {
     ),
 }
 
+ANY_ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"
+"""Stands for an answer where only what the template writes after one matters."""
+
 
 def set_template(tokenizer: Tokenizer, template: str) -> None:
     """Gives the tokenizer the chat template that the spec names."""
@@ -53,25 +56,51 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message]) -> list[int]:
 
 
 def encode_answer(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str, *, finished: bool = True) -> list[int]:
-    """The tokens of an answer, and of what the template writes after it (the end-of-turn token) if it is `finished`."""
-    before = prompt_text(tokenizer, prompt)
-    whole = tokenizer.apply_chat_template(
-        [*map(dict, prompt), {"role": "assistant", "content": answer}], tokenize=False
-    )
-    written = whole.removeprefix(before)
-    if not whole.startswith(before) or not (finished or answer in written):
-        raise UserError(
-            "the chat template renders a dialogue differently once it is answered, so prompt and answer cannot be "
-            "told apart; name another `template:`"
-        )
+    """The tokens of an answer, and the end of the turn if it is `finished`: as a model gives them, which stops there.
+    What the template writes after that end (ChatML a line break) is left out."""
+    written = _written(tokenizer, prompt, answer)
     if not finished:
-        written = written[: written.index(answer) + len(answer)]
-    return _plain(tokenizer, written)
+        if answer not in written:
+            raise _told_apart()
+        return _plain(tokenizer, written[: written.index(answer) + len(answer)])
+    ids = _plain(tokenizer, written)
+    return ids[: len(ids) - _beyond_the_end(tokenizer, prompt, written)]
 
 
 def encode_dialogue(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
-    """`(prompt tokens, answer tokens)`."""
-    return encode_prompt(tokenizer, prompt), encode_answer(tokenizer, prompt, answer)
+    """`(prompt tokens, answer tokens)` of a finished dialogue, all that the template writes: what classifiers were
+    trained on, whose last token is the one that they are read at."""
+    return encode_prompt(tokenizer, prompt), _plain(tokenizer, _written(tokenizer, prompt, answer))
+
+
+def _written(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> str:
+    """What the template writes behind the prompt for a finished answer."""
+    before = prompt_text(tokenizer, prompt)
+    whole = str(
+        tokenizer.apply_chat_template([*map(dict, prompt), {"role": "assistant", "content": answer}], tokenize=False)
+    )
+    if not whole.startswith(before):
+        raise _told_apart()
+    return whole.removeprefix(before)
+
+
+def _told_apart() -> UserError:
+    return UserError(
+        "the chat template renders a dialogue differently once it is answered, so prompt and answer cannot be "
+        "told apart; name another `template:`"
+    )
+
+
+def _beyond_the_end(tokenizer: Tokenizer, prompt: Sequence[Message], written: str) -> int:
+    """How many of the last tokens of an answer as `written` follow the end of its turn: the first special token behind
+    the answer's text, whichever the template takes (the tokenizer's end of a text is another one in some models). They
+    are counted from behind, for the text of an answer may name that token too."""
+    _, _, after = _written(tokenizer, prompt, ANY_ANSWER).partition(ANY_ANSWER)
+    if not written.endswith(after):
+        return 0
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {tokenizer.eos_token_id}
+    ids = _plain(tokenizer, after)
+    return next((len(ids) - 1 - place for place, token in enumerate(ids) if token in special), 0)
 
 
 def cut_left(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection
 from pathlib import Path
 
-from registry import data, four_bits, models
+from registry import data, models
 from registry.python_source import python_fact
 from specs.data import Data
 from specs.graph import Graph, Node
@@ -15,6 +16,8 @@ from specs.problems import Path as SpecPath
 from specs.problems import UserError
 from specs.rewards import Classifier, PythonReward
 from specs.study import Study, entries
+
+BITSANDBYTES = "needs the package bitsandbytes, which is not installed; install that, or `alignflow[four_bits]`"
 
 
 def gather(study: Study, home: Path, folder: Path, *, offline: bool) -> dict[str, Fact]:
@@ -81,8 +84,8 @@ def problems(study: Study, facts: dict[str, Fact]) -> list[tuple[SpecPath, str]]
             field = "target" if isinstance(node.entry, PythonReward) else "source"
             found.append(((node.section, name.split(".")[0], field), fact.problem))
         lora = getattr(node.entry, "lora", None)
-        if lora and lora.base == "nf4" and not four_bits.installed():
-            found.append(((node.section, name, "lora", "base"), four_bits.MISSING))
+        if lora and lora.base == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+            found.append(((node.section, name, "lora", "base"), BITSANDBYTES))
         if study.execution.sharding == "fsdp":
             if lora and lora.base == "nf4":
                 told = f"`fsdp` does not split weights in four bits (`lora.base: nf4` of `{name}`); use `ddp` or `deepspeed`"

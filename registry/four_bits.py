@@ -7,7 +7,6 @@ what earlier adapters have learnt is smaller than the steps of four bits. Heads 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,12 +14,6 @@ import torch
 from torch import nn
 
 from registry.artifacts import Artifact, bottom
-
-MISSING = "needs the package bitsandbytes, which is not installed; install that, or `alignflow[four_bits]`"
-
-
-def installed() -> bool:
-    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def is_rounded(artifact: Artifact) -> bool:

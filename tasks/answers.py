@@ -30,6 +30,7 @@ from tasks.memory import free_memory
 from tasks.row_lora import install
 from tasks.sampler import sample
 from tasks.scores import Scores
+from tasks.slot_cache import check_room
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,15 @@ def keys(prompts: Sequence[Prompt], stream: str = "") -> list[str]:
 
 
 def leave_room(name: str, model: Any, prompts: Sequence[Sequence[int]], new: int) -> None:
-    """Raises `UserError` where a prompt's tokens leave too few of the model's positions for `new` ones."""
+    """Raises `UserError` where a prompt's tokens leave too few of the model's positions for `new` ones, and where the
+    sampler cannot run the model at all."""
     longest, limit = max(map(len, prompts)), context_length(model)
     if longest + new > limit:
         raise UserError(
             f"`{name}` reads {limit} tokens, and the longest prompt has {longest} before {new} new ones; shorten the "
             "prompts or `max_new_tokens`"
         )
+    try:
+        check_room(model, range(1, len(prompts) + 1), prompts, new)
+    except ValueError as error:
+        raise UserError(f"`{name}`: {error}") from None

@@ -119,5 +119,14 @@ class _OfCandidates(Trainer):
         super().log(logs, start_time)
 
 
-class CandidateTrainer(Careful, _OfCandidates):
+class Packing(Careful):
+    """Mixed in before a trainer's class whose rows are packed."""
+
+    @staticmethod
+    def tokens_of(row: Tokenised) -> int:
+        """The answers of a row stand behind one prompt."""
+        return len(row[0][0]) + sum(len(answer) for _, answer in row)
+
+
+class CandidateTrainer(Packing, _OfCandidates):
     """The library's trainer with a loss on the log-probabilities of the rows' answers."""

@@ -36,10 +36,10 @@ def own_samples(
         free_memory()
         return drawn
 
-    return kept(job, "samples", made)
+    return drawn_once(job, "samples", made)
 
 
-def kept(job: Job, name: str, made: Callable[[], Drawn]) -> Drawn:
+def drawn_once(job: Job, name: str, made: Callable[[], Drawn]) -> Drawn:
     """What `made` draws, or what it drew before this stage's process died."""
     path = job.scratch / f"{name}.jsonl"
     with main_first() as is_main:  # of several processes one draws

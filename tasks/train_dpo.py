@@ -16,7 +16,16 @@ from tasks.job import Job, Result
 from tasks.own_samples import own_samples, scored, usable, write_samples
 from tasks.threads import use_threads
 from tasks.trainer import Careful, save, train
-from tasks.training import arguments, load_start, lora_config, numbered, pad_apart, pair_answers, training_rows
+from tasks.training import (
+    arguments,
+    check_lengths,
+    load_start,
+    lora_config,
+    numbered,
+    pad_apart,
+    pair_answers,
+    training_rows,
+)
 
 
 def train_dpo(job: Job) -> Result:
@@ -61,6 +70,7 @@ class CarefulDPO(Careful, DPOTrainer):
 def _own_pairs(job: Job) -> tuple[list[Pair], dict[str, float]]:
     """The best and the worst of the model's usable samples to each prompt, by the reward."""
     prompts = prompts_of(job, "prompts")
+    check_lengths(job, prompts, "prompts")
     drawn = own_samples(job, prompts, samples=job.entry.samples)
     rewards = scored(job, job.one("reward"), prompts, drawn)
     pairs: list[Pair] = []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from registry.artifacts import Artifact
-from registry.language_models import LanguageModel, load_language_model, own_precision
+from registry.language_models import LanguageModel, load_language_model, load_tokenizer, own_precision
 from registry.log_probs import attention_mask, with_log_probs
 from registry.methods.prefix_values import (
     equal_length_prefixes,
@@ -23,18 +23,18 @@ from registry.methods.prefix_values import (
     q_loss,
     q_targets,
 )
-from registry.methods.shared_prompt import Packed, by_token, pack
+from registry.methods.shared_prompt import Packed, by_token, lengths, pack
 from registry.prefix_scorers import PrefixHead, hidden_states, save_head
 from registry.rows import Prompt
 from specs.prefix_scorer import PreferencePrefixScorer, QScorer
 from specs.problems import UserError
 from tasks.answers import rule_of
-from tasks.candidates import pad_columns
+from tasks.candidates import Packing, pad_columns
 from tasks.inputs import pairs_of
 from tasks.job import Job, Result
 from tasks.scores import Scores
 from tasks.threads import use_threads
-from tasks.trainer import Careful, gathered, save_weights, train
+from tasks.trainer import gathered, save_weights, train
 from tasks.training import (
     Tokenised,
     arguments,
@@ -44,6 +44,7 @@ from tasks.training import (
     pair_answers,
     response_answers,
     training_rows,
+    without_weights,
 )
 
 
@@ -52,19 +53,20 @@ def train_prefix_scorer(job: Job) -> Result:
     use_threads(job.execution)
     entry = job.entry
     metrics: dict[str, float] = {}
-    rewards: list[list[float]] = []
-    if isinstance(entry, PreferencePrefixScorer):
-        slot, answers = "data", pair_answers(pairs_of(job, "data"))
-    else:
-        slot, answers = "responses", response_answers(job, "responses")
-        prompts = [Prompt(tuple(row[0][0])) for row in answers]
-        texts = [[text for _, text, _ in row] for row in answers]
-        rewards = Scores(job.execution, job.log).of(job.one("reward"), prompts, texts)
+    by_pairs = isinstance(entry, PreferencePrefixScorer)
+    slot = "data" if by_pairs else "responses"
+    answers = pair_answers(pairs_of(job, slot)) if by_pairs else response_answers(job, slot)
+    start = without_weights(job)
+    rows, kept = training_rows(job, start.model, start.tokenizer, answers, slot=slot, one_prompt=True)
+    rewards: list[list[float]] = [[] for _ in kept]
+    if not by_pairs:
+        _check_tokens(job, start)
         metrics["on_policy"] = float(_on_policy(job))
+        prompts = [Prompt(tuple(answers[i][0][0])) for i in kept]
+        texts = [[text for _, text, _ in answers[i]] for i in kept]
+        rewards = Scores(job.execution, job.log).of(job.one("reward"), prompts, texts)
     base = load_start(job)
     with_log_probs(base.model)  # none are asked of it, but it must be one that reads answers side by side
-    rows, kept = training_rows(job, base.model, base.tokenizer, answers, slot=slot, one_prompt=True)
-    rewards = [rewards[i] for i in kept] if rewards else [[] for _ in kept]
     every = [r for row in rewards for r in row]
     vocabulary = isinstance(entry, QScorer) or entry.head == "vocabulary"
     width = base.model.config.get_text_config().hidden_size
@@ -73,7 +75,7 @@ def train_prefix_scorer(job: Job) -> Result:
     head = PrefixHead(width, size, fmean(every) if every else 0.0, deviation)
     lora = lora_config(entry, "CAUSAL_LM")
     body = base.model if lora is None else get_peft_model(base.model, lora)
-    reference = _reference(job, base) if isinstance(entry, QScorer) else None
+    reference = _reference(job) if isinstance(entry, QScorer) else None
     settings = arguments(job, len(rows), own_precision(job.start))
     settings.pop("max_length")
     trainer = PrefixTrainer(
@@ -123,18 +125,22 @@ def _on_policy(job: Job) -> bool:
     return same
 
 
-def _reference(job: Job, base: LanguageModel) -> Any:
-    """The model whose next-token distribution CD-Q averages over, where it is not the body without its adapter."""
-    controlled, lora = _controlled(job), job.entry.lora
-    if lora is not None and lora.base == "own" and controlled.fingerprint == job.start.fingerprint:
-        return None
-    found = load_language_model(controlled)
-    if found.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+def _check_tokens(job: Job, start: LanguageModel) -> None:
+    """Raises a `UserError` where CD-Q would average over the distribution of a model with other tokens."""
+    controlled = _controlled(job)
+    if isinstance(job.entry, QScorer) and load_tokenizer(controlled).get_vocab() != start.tokenizer.get_vocab():
         raise UserError(
             f"`{controlled.name}` and `{job.start.name}` have different tokens, so that a scorer of the one's cannot "
             "average over the other's; train it from a model with the reference's tokenizer"
         )
-    return with_log_probs(found.model).requires_grad_(False)
+
+
+def _reference(job: Job) -> Any:
+    """The model whose next-token distribution CD-Q averages over, where it is not the body without its adapter."""
+    controlled, lora = _controlled(job), job.entry.lora
+    if lora is not None and lora.base == "own" and controlled.fingerprint == job.start.fingerprint:
+        return None
+    return with_log_probs(load_language_model(controlled).model).requires_grad_(False)
 
 
 def _columns(rows: Sequence[Tokenised], rewards: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
@@ -145,11 +151,10 @@ def _columns(rows: Sequence[Tokenised], rewards: Sequence[Sequence[float]]) -> l
 
 
 def _collate(examples: Sequence[Mapping[str, Any]], *, whole: bool) -> dict[str, Tensor]:
-    packed = pack([(e["prompt"], e["answers"]) for e in examples], whole=whole)
-    most = max(len(e["answers"]) for e in examples)
-    sizes = [[len(a) for a in e["answers"]] + [0] * (most - len(e["answers"])) for e in examples]
-    rewards = pad_columns([e["rewards"] for e in examples], most)
-    return dict(packed._asdict()) | {"lengths": torch.tensor(sizes), "rewards": torch.nan_to_num(rewards)}
+    rows = [(e["prompt"], e["answers"]) for e in examples]
+    sizes = lengths(rows)
+    rewards = pad_columns([e["rewards"] for e in examples], sizes.shape[1])
+    return dict(pack(rows, whole=whole)._asdict()) | {"lengths": sizes, "rewards": torch.nan_to_num(rewards)}
 
 
 class Scorer(nn.Module):
@@ -231,12 +236,12 @@ class _OfPrefixes(Trainer):
             mask = equal_length_prefixes(sizes[:, 0], sizes[:, 1], longest)
             preference: Tensor = prefix_preference_loss(tokens[:, 0], tokens[:, 1], mask).mean()
             return preference
-        flat, lengths = tokens.flatten(0, 1), sizes.flatten()
+        flat, last = tokens.flatten(0, 1), sizes.flatten() - 1
         order = torch.arange(longest, device=flat.device)
-        mask = order < lengths[:, None]
+        mask = order <= last[:, None]
         if q:
             after = by_token(expected, packed, answers).flatten(0, 1)
-            ends = order == lengths[:, None] - 1
+            ends = order == last[:, None]
             # What is expected after token t was read where token t + 1 is predicted.
             losses = q_loss(flat, q_targets(after.roll(-1, 1), rewards.flatten(), ends), mask)
         else:
@@ -246,10 +251,5 @@ class _OfPrefixes(Trainer):
         return mean
 
 
-class PrefixTrainer(Careful, _OfPrefixes):
+class PrefixTrainer(Packing, _OfPrefixes):
     """The library's trainer with the losses of prefix scorers, in units of the reward's variance."""
-
-    @staticmethod
-    def tokens_of(row: Tokenised) -> int:
-        """The answers of a row stand behind one prompt."""
-        return len(row[0][0]) + sum(len(answer) for _, answer in row)

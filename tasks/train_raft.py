@@ -30,7 +30,7 @@ from tasks.own_samples import Drawn, own_samples, scored, usable, write_samples
 from tasks.pair_accuracy import spread
 from tasks.threads import use_threads
 from tasks.train_sft import fit
-from tasks.training import load_start, training_rows
+from tasks.training import check_lengths, load_start, training_rows
 
 ROUND = "round.json"
 HELD_OUT_SAMPLES = 4
@@ -47,6 +47,7 @@ def train_raft(job: Job) -> Result:
         (job.out / ROUND).write_text(json.dumps(earlier), encoding="utf-8")
         return Result({"trained": 0.0, "held_out/reward": fmean(earlier["held_out"])})
     prompts = list({p.id: p for p in prompts_of(job, "prompts")}.values())
+    check_lengths(job, prompts, "prompts")
     held_out = prompts_of(job, "held_out") if job.many("held_out") else []
     before = np.array(earlier["held_out"] if "held_out" in earlier else _held_out(job, job.start, held_out))
     drawn = own_samples(job, prompts, samples=job.entry.samples, temperature=job.entry.temperature)

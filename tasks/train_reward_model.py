@@ -27,9 +27,9 @@ def train_reward_model(job: Job) -> Result:
     use_threads(job.execution)
     base = load_start(job)
     model = with_score_head(base.model, job.seed)
-    # As in use: a reward model reads every answer as a finished one.
+    # As in use: a reward model reads every answer as a finished one, and all that the template writes after it.
     answers = [[(p.prompt, p.chosen, True), (p.prompt, p.rejected, True)] for p in pairs_of(job, "data")]
-    rows, kept = training_rows(job, model, base.tokenizer, answers)
+    rows, kept = training_rows(job, model, base.tokenizer, answers, classified=True)
     test = pairs_of(job, "test") if job.many("test") else []  # read before anything is spent on training
     columns = [{"chosen_ids": c[0] + c[1], "rejected_ids": r[0] + r[1]} for c, r in rows]
     pad_apart(base.tokenizer, model, [ids for c in columns for ids in c.values()])

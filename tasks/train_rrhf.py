@@ -22,23 +22,24 @@ from tasks.candidates import held_out, pairs_with_answers, train_on_candidates
 from tasks.inputs import pairs_of, prompts_of
 from tasks.job import Job, Result
 from tasks.memory import free_memory
-from tasks.own_samples import Drawn, kept, own_samples, scored, usable, write_samples
+from tasks.own_samples import Drawn, drawn_once, own_samples, scored, usable, write_samples
 from tasks.pair_accuracy import pair_accuracy
 from tasks.threads import use_threads
-from tasks.training import load_start, training_rows
+from tasks.training import check_lengths, load_start, training_rows, without_weights
 
 
 def train_rrhf(job: Job) -> Result:
     """Draws, ranks, trains, tests, and writes the adapter (or all weights)."""
     use_threads(job.execution)
     test = pairs_with_answers(job, "test") if job.many("test") else []
+    start = without_weights(job)
+    tested, test = held_out(job, start, test)
     prompts, candidates = _candidates(job)
+    answers = [[(p.messages, a.text, a.finished) for a in row] for p, row in zip(prompts, candidates, strict=True)]
+    rows, used = training_rows(job, start.model, start.tokenizer, answers, one_prompt=True)
     rewards = scored(job, job.one("reward"), prompts, candidates)
     write_samples(job, prompts, candidates, rewards, lambda p, s: "candidate")
     base = load_start(job)
-    answers = [[(p.messages, a.text, a.finished) for a in row] for p, row in zip(prompts, candidates, strict=True)]
-    rows, used = training_rows(job, base.model, base.tokenizer, answers, one_prompt=True)
-    tested, test = held_out(job, base, test)
     before = _test(job, base.model, tested, test)
     given: dict[str, Sequence[Any]] = {
         "rewards": [_ranks(rewards[i]) for i in used],
@@ -90,12 +91,14 @@ def _candidates(job: Job) -> tuple[list[Prompt], Drawn]:
                 given.setdefault(Prompt(pair.prompt).id, []).extend(_both(pair))
     else:
         prompts = list({p.id: p for p in prompts_of(job, "data")}.values())
+    if not isinstance(how, DataCandidates):
+        check_lengths(job, prompts, "data")
     if isinstance(how, DataCandidates):
         drawn: Drawn = [[] for _ in prompts]
     elif isinstance(how, SampledCandidates):
         drawn = own_samples(job, prompts, samples=how.count, temperature=how.temperature, top_p=how.top_p)
     else:
-        drawn = kept(job, "beams", lambda: _beams(job, prompts))
+        drawn = drawn_once(job, "beams", lambda: _beams(job, prompts))
     every = [[*row, *given.get(p.id, [])] for p, row in zip(prompts, drawn, strict=True)]
     distinct = [_distinct(row) for row in every]
     there = [(p, row) for p, row in zip(prompts, distinct, strict=True) if row]

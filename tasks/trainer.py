@@ -1,8 +1,9 @@
 """What every training stage adds to the library's trainer.
 
-Each row weighs the same whatever the micro-batch; before the first step the stage saves once and computes one batch,
-so that a full disk or an unfit row is known at once; a loss that is no number names its rows; checkpoints come by the
-clock, and a stage whose process died goes on from its last whole one, to the same weights.
+Whatever the micro-batch, each row of a step weighs the same, or in `sft` each token; before the first step the stage
+saves once and computes one batch, so that a full disk or an unfit row is known at once; a loss that is no number names
+its rows; checkpoints come by the clock, and a stage whose process died goes on from its last whole one, to the same
+weights.
 """
 
 from __future__ import annotations

@@ -5,18 +5,28 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import set_seed
+from transformers import AutoConfig, set_seed
 from trl.trainer.utils import disable_dropout_in_model
 
-from registry.dialogue_text import Message, cut_left, encode_answer, encode_prompt
-from registry.language_models import LanguageModel, load_language_model
+from registry.artifacts import Artifact
+from registry.dialogue_text import Message, cut_left, encode_answer, encode_dialogue, encode_prompt
+from registry.language_models import (
+    LanguageModel,
+    load_language_model,
+    load_tokenizer,
+    own_precision,
+    pretrained,
+    root,
+    source_folder,
+)
 from registry.reward_models import reads, unused_id
-from registry.rows import Pair, percent, too_many
+from registry.rows import Pair, Prompt, percent, too_many
 from specs.data import Data
 from specs.problems import UserError
 from specs.training import Training
@@ -32,41 +42,83 @@ Tokenised = list[tuple[list[int], list[int]]]
 
 
 def training_rows(
-    job: Job, model: Any, tokenizer: Any, rows: Sequence[Answers], *, slot: str = "data", one_prompt: bool = False
+    job: Job,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Answers],
+    *,
+    slot: str = "data",
+    one_prompt: bool = False,
+    classified: bool = False,
 ) -> tuple[list[Tokenised], list[int]]:
     """What the stage trains on, and which of the rows those are; the others were dropped as too long. A `UserError` if
     they are more than the data's `max_dropped`; what a stage made has no such setting, and 1 % may go. With `one_prompt`
-    the answers of a row keep one prompt, cut to leave room for the longest of them."""
-    data = job.one(slot)
+    the answers of a row keep one prompt, cut to leave room for the longest of them; `classified` dialogues are whole and
+    finished, as a classifier reads them."""
     longest = reads(model, tokenizer, job.entry.max_length)
-    kept, numbers = tokenised(tokenizer, rows, longest, job.entry.too_long, one_prompt=one_prompt)
-    dropped = len(rows) - len(kept)
-    external = isinstance(data.entry, Data)
-    allowed = data.entry.max_dropped if isinstance(data.entry, Data) else "1%"
-    where = f"data.{data.name}" if external else data.name
-    if too_many(dropped, len(rows), allowed):
-        limited = longest < job.entry.max_length
-        remedies = [
-            *([] if limited else ["raise `max_length`"]),
-            "set `too_long: truncate_left`",
-            *(["raise `max_dropped`"] if external else []),
-        ]
-        raise UserError(
-            f"{where}: {dropped} of {len(rows)} rows ({percent(dropped, len(rows))}) are longer than {longest} tokens"
-            f"{', all that the model reads' if limited else ''}; {allowed} may be dropped; {' or '.join(remedies)}"
-        )
+    kept, numbers = tokenised(
+        tokenizer, rows, longest, job.entry.too_long, one_prompt=one_prompt, classified=classified
+    )
+    limited = longest < job.entry.max_length
+    _check_dropped(
+        job,
+        slot,
+        len(rows) - len(kept),
+        len(rows),
+        f"are longer than {longest} tokens{', all that the model reads' if limited else ''}",
+        [] if limited else ["raise `max_length`"],
+    )
     if not kept:
-        raise UserError(f"{where}: no row is left to train on")
+        raise UserError(f"{_where(job.one(slot))}: no row is left to train on")
     return kept, numbers
 
 
+def check_lengths(job: Job, prompts: Sequence[Prompt], slot: str) -> None:
+    """Before answers are drawn of which some would be dropped as too long. Raises a `UserError` where more prompts than may
+    be dropped leave no room for an answer of `max_new_tokens`; of their answers, some may be shorter."""
+    if job.entry.too_long == "truncate_left":
+        return
+    tokenizer, new, longest = load_tokenizer(job.start), job.entry.max_new_tokens, job.entry.max_length
+    dropped = sum(len(encode_prompt(tokenizer, p.messages)) + new > longest for p in prompts)
+    told = f"are longer than {longest} tokens with an answer of {new}"
+    _check_dropped(job, slot, dropped, len(prompts), told, ["raise `max_length`", "lower `max_new_tokens`"])
+
+
+def _check_dropped(job: Job, slot: str, dropped: int, of: int, told: str, remedies: Sequence[str]) -> None:
+    data = job.one(slot)
+    external = isinstance(data.entry, Data)
+    allowed = data.entry.max_dropped if isinstance(data.entry, Data) else "1%"
+    if too_many(dropped, of, allowed):
+        every = [*remedies, "set `too_long: truncate_left`", *(["raise `max_dropped`"] if external else [])]
+        raise UserError(
+            f"{_where(data)}: {dropped} of {of} rows ({percent(dropped, of)}) {told}; {allowed} may be dropped; "
+            f"{' or '.join(every)}"
+        )
+
+
+def _where(data: Artifact) -> str:
+    return f"data.{data.name}" if isinstance(data.entry, Data) else data.name
+
+
 def tokenised(
-    tokenizer: Any, rows: Sequence[Answers], longest: int, too_long: str, *, one_prompt: bool = False
+    tokenizer: Any,
+    rows: Sequence[Answers],
+    longest: int,
+    too_long: str,
+    *,
+    one_prompt: bool = False,
+    classified: bool = False,
 ) -> tuple[list[Tokenised], list[int]]:
     """The rows as tokens, those with an answer that is too long left out or cut, and their numbers."""
     kept, numbers = [], []
+
+    def encode(prompt: Sequence[Message], answer: str, finished: bool) -> tuple[list[int], list[int]]:
+        if classified:
+            return encode_dialogue(tokenizer, prompt, answer)
+        return encode_prompt(tokenizer, prompt), encode_answer(tokenizer, prompt, answer, finished=finished)
+
     for number, row in enumerate(rows):
-        encoded = [(encode_prompt(tokenizer, p), encode_answer(tokenizer, p, a, finished=end)) for p, a, end in row]
+        encoded = [encode(*one) for one in row]
         most = max(len(a) for _, a in encoded)
         if one_prompt and most >= longest:
             continue  # not even the longest answer fits
@@ -87,6 +139,15 @@ def without_dropout(model: Any) -> None:
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def without_weights(job: Job) -> LanguageModel:
+    """The model that the stage goes on from as far as its settings and its tokenizer tell: which rows it can read is known
+    before other models are loaded and asked."""
+    below = root(job.start)
+    folder, where = source_folder(below)
+    config = pretrained(below.name, AutoConfig.from_pretrained, folder, **where)
+    return LanguageModel(SimpleNamespace(config=config), load_tokenizer(below), own_precision(below))
 
 
 def load_start(job: Job) -> LanguageModel:
@@ -150,11 +211,11 @@ def arguments(job: Job, rows: int, precision: str, *, each: int = 1) -> dict[str
     adapters in fp32."""
     entry = job.entry
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    share, rest = divmod(entry.batch_size * each, processes)
-    if rest:
+    if entry.batch_size % processes:  # whole rows: what is sampled to one prompt is compared in one process
         raise UserError(
             f"`batch_size: {entry.batch_size}` does not divide among {processes} processes; change one of them"
         )
+    share = entry.batch_size // processes * each
     micro = _micro_batch(share, job.execution.micro_batch)
     steps = math.ceil(entry.epochs * math.ceil(rows / entry.batch_size))
     cuda = torch.cuda.is_available()

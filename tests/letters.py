@@ -28,7 +28,8 @@ def worth(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return [sum(WORTH[letter] for letter in response) if response else WORTH[""] for response in responses]
 
 
-def tokenizer() -> Any:
+def tokenizer(behind: str = "") -> Any:
+    """Its template writes `behind` the end of an answer."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -38,12 +39,13 @@ def tokenizer() -> Any:
     inner.add_special_tokens(["<|end|>", "<pad>"])
     made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", pad_token="<pad>")
     made.chat_template = (
-        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}<|end|>"
+        f"{behind}{{% endif %}}{{% endfor %}}"
     )
     return made
 
 
-def language_model(folder: Path, seed: int = 0, kind: str = "Llama", **changes: Any) -> Path:
+def language_model(folder: Path, seed: int = 0, kind: str = "Llama", behind: str = "", **changes: Any) -> Path:
     """Writes a language model of the eight tokens."""
     import transformers
 
@@ -55,7 +57,7 @@ def language_model(folder: Path, seed: int = 0, kind: str = "Llama", **changes: 
     }  # fmt: skip
     config = getattr(transformers, f"{kind}Config")(**settings | changes)
     getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    tokenizer(behind).save_pretrained(folder)
     return folder
 
 

@@ -1,13 +1,17 @@
-"""What the README shows is true: its study is valid, its reward runs, its commands exist."""
+"""What the README shows is true: its study is valid, its reward runs, its commands exist, and recipes heed its advice."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
 import tiny
 
 from flows.cli import main
+from specs.graph import Graph
+from specs.load import load
+from specs.study import entries
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -41,6 +45,24 @@ def test_its_commands_exist(capsys) -> None:
             main([verb, "--help"])
         except SystemExit as end:
             assert end.code == 0
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "specs" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_no_recipe_compares_on_prompts_that_decided_when_training_stopped(
+    recipe: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("ALIGNFLOW_DATA", str(tmp_path))
+    graph = Graph(entries(load(recipe).study))
+    inputs = [(node.entry.kind_name, *one) for name, node in graph.nodes.items() for one in graph.inputs(name)]
+    decided = {name for _, slot, name in inputs if slot == "held_out"}
+    compared = {name for kind, slot, name in inputs if (kind, slot) == ("evaluate", "prompts")}
+    if recipe.stem == "raft":
+        assert decided and compared
+    # A whole data set and a part of it have rows in common.
+    assert [(a, b) for a in decided for b in compared if a == b or a.split(".")[0] == b or b.split(".")[0] == a] == []
 
 
 def test_its_pictures_and_links_lie_in_the_repository() -> None:

@@ -29,6 +29,8 @@ CHATML = (
     "{% for m in messages %}<|user|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|user|>assistant\n{% endif %}"
 )
+ENDS_THE_TEXT_TOO = CHATML + "{% if not add_generation_prompt %}<|system|>{% endif %}"
+ENDS_WITH_WORDS = tiny.CHAT.replace("<|end|>", "\n###\n")
 WRITES_BOS = "<|system|>" + tiny.CHAT
 TRIMS = tiny.CHAT.replace("m['content']", "m['content'] | trim")
 THINKS_BEFORE_IT_ANSWERS = tiny.CHAT.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
@@ -87,7 +89,32 @@ def test_an_answers_tokens_end_with_the_end_of_the_turn_once(template: str) -> N
     tokenizer = made(template)
     after = encode_answer(tokenizer, [USER], "Fine.")
     assert after.count(tokenizer.eos_token_id) == 1
-    assert tokenizer.decode(after).rstrip("\n").endswith("Fine.<|end|>")
+    # ChatML writes a line break after it, which no sampled answer has.
+    assert tokenizer.decode(after).endswith("Fine.<|end|>")
+
+
+def test_the_end_of_the_turn_is_the_templates_where_the_tokenizer_has_another() -> None:
+    tokenizer = made(ENDS_THE_TEXT_TOO)
+    tokenizer.eos_token = "<|system|>"
+    assert rendered(tokenizer, [USER], "Fine.").endswith("Fine.<|end|>\n<|system|>")
+    assert tokenizer.decode(encode_answer(tokenizer, [USER], "Fine.")) == "Fine.<|end|>"
+
+
+def test_a_template_without_an_end_token_ends_a_turn_with_all_that_it_writes() -> None:
+    tokenizer = made(ENDS_WITH_WORDS)
+    assert tokenizer.decode(encode_answer(tokenizer, [USER], "Fine.")) == "Fine.\n###\n"
+
+
+@pytest.mark.parametrize("answer", ["It is <|end|>, you see.", "<|end|>", "\n<|end|>\n", "", "n", "\n"])
+def test_an_answer_that_names_the_end_token_keeps_it(answer: str) -> None:
+    tokenizer = made(CHATML)
+    assert tokenizer.decode(encode_answer(tokenizer, [USER], answer)) == f"{answer}<|end|>"
+
+
+def test_a_whole_dialogue_is_all_that_the_template_writes_as_classifiers_know_it() -> None:
+    tokenizer = made(CHATML)
+    _, after = encode_dialogue(tokenizer, [USER], "Fine.")
+    assert tokenizer.decode(after) == "Fine.<|end|>\n"
 
 
 @pytest.mark.parametrize("template", [tiny.CHAT, CHATML, "hh", "text"])
@@ -96,9 +123,9 @@ def test_an_answers_tokens_end_with_the_end_of_the_turn_once(template: str) -> N
 def test_a_sampled_answer_encoded_again_has_the_form_of_a_given_one(template: str, answer: str) -> None:
     tokenizer = made(template)
     given_ids = encode_answer(tokenizer, [USER], answer.strip())
-    end = given_ids.index(tokenizer.eos_token_id) + 1
     # What a model that learnt this answer samples: its tokens up to and with the end of the turn.
-    sampled = decode_answer(tokenizer, given_ids[:end])
+    assert given_ids.index(tokenizer.eos_token_id) == len(given_ids) - 1
+    sampled = decode_answer(tokenizer, given_ids)
     assert sampled == answer.strip()
     assert encode_answer(tokenizer, [USER], sampled) == given_ids
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import letters
 import pytest
 import stages
 import tiny
+import transformers
 
 from registry.rows import Prompt
 from specs.execution import Execution
 from specs.problems import UserError
-from tasks.answers import Answer, answer, best_draw, keys, rule_of
+from tasks.answers import Answer, answer, best_draw, keys, leave_room, rule_of
 from tasks.job import Event, Log
 from tasks.scores import Scores
 
@@ -187,6 +190,53 @@ def test_a_prompt_that_leaves_no_room_is_told_with_the_numbers(view: Any) -> Non
         "`base` reads 512 tokens, and the longest prompt has 503 before 10 new ones; "
         "shorten the prompts or `max_new_tokens`"
     )
+
+
+SLIDES = {"kind": "Mistral", "sliding_window": 8}
+UNFIT = [
+    (
+        SLIDES,
+        "prompt 2: 6 tokens and 3 new ones are more than the 8 positions that a layer of the model attends to (sliding "
+        "window); they have to fit",
+    ),
+    (
+        {"kind": "Mamba"},
+        "MambaForCausalLM has linear_attention, a recurrent state, positions that cannot be given; this sampler needs "
+        "a decoder whose layers all use plain attention",
+    ),
+]
+SAMPLED = [
+    "do: sample, from: base, prompts: prompts",
+    "do: rrhf, from: base, data: prompts, reward: length, candidates: {by: beam, count: 2}",
+    "do: rl, from: base, prompts: prompts, reward: length, samples: 2",
+]
+
+
+@pytest.mark.parametrize("fields", SAMPLED)
+@pytest.mark.parametrize(("kind", "told"), UNFIT)
+def test_a_model_that_cannot_be_sampled_from_is_told_with_its_name(
+    tmp_path: Path, fields: str, kind: dict[str, Any], told: str
+) -> None:
+    letters.language_model(tmp_path / "model", **kind)
+    tiny.write_lines(tmp_path / "prompts.jsonl", [{"prompt": "ab"}, {"prompt": "abcdef"}])
+    view = stages.study(
+        tmp_path,
+        f"""models: {{base: {{source: ./model, precision: fp32}}}}
+data: {{prompts: {{source: ./prompts.jsonl, format: prompt}}}}
+rewards: {{length: {{kind: length}}}}
+stages: {{made: {{{fields}, max_new_tokens: 3}}}}
+""",
+    )
+    with pytest.raises(UserError) as caught:
+        stages.build(view, "made")
+    assert str(caught.value) == f"`base`: {told}"
+
+
+def test_attention_that_the_sampler_cannot_mask_is_told_with_the_models_name() -> None:
+    flash = transformers.LlamaForCausalLM(tiny.config())
+    flash.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(UserError, match=r"^`base`: LlamaForCausalLM runs `flash_attention_2` attention; load it with"):
+        leave_room("base", flash, [[5]], 3)
 
 
 def test_each_answer_is_scored_once(view: Any, calls: list[Any]) -> None:

@@ -30,6 +30,7 @@ from textbook import (
 )
 
 from specs.problems import UserError
+from tasks import trainer as trainers
 from tasks.candidates import CandidateTrainer
 
 pytestmark = pytest.mark.slow
@@ -56,6 +57,28 @@ def test_the_loss_is_that_of_the_formula_before_and_after_a_step(lab: Lab, metho
     assert first == pytest.approx(by_hand(lab.causal()), rel=1e-5)
     assert abs(second - first) > 1e-2 * first
     assert second == pytest.approx(by_hand(lab.causal(one)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "do: rrhf, from: base, data: pairs, reward: words, candidates: {by: data}",
+        "do: autoregressive_reward_model, from: base, data: pairs",
+    ],
+)
+def test_the_first_batch_that_is_tried_holds_the_row_of_most_tokens(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, fields: str
+) -> None:
+    # 4 and 20 tokens of two answers behind one prompt, where the other row has the longer answer: 5 and 16.
+    two = [
+        {"prompt": "p", "chosen": "c" * 9, "rejected": "r" * 9},
+        {"prompt": "qq", "chosen": "c" * 13, "rejected": "r"},
+    ]
+    lab.write("most", two)
+    tried: list[list[int]] = []
+    monkeypatch.setattr(trainers, "loss_of", lambda trainer, rows: tried.append(list(rows)) or 0.5)
+    lab.train(f"{fields}, batch_size: 1, {LORA}", pairs="most", micro_batch=1)
+    assert tried == [[0]]
 
 
 @pytest.mark.parametrize("method", ["rrhf", "autoregressive_reward_model"])

@@ -262,7 +262,7 @@ def test_the_tokenizer_is_that_of_the_chat_model(model: Any) -> None:
     turns = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert prompt_text(tokenizer, prompt) == turns
     assert tokenizer.decode(encode_prompt(tokenizer, prompt)) == turns
-    assert tokenizer.decode(encode_answer(tokenizer, prompt, "Hello!")) == "Hello!<|im_end|>\n"
+    assert tokenizer.decode(encode_answer(tokenizer, prompt, "Hello!")) == "Hello!<|im_end|>"
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert (start, end) == (1, 2)
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == model.model.config.eos_token_id == end

@@ -228,6 +228,22 @@ def test_a_reference_that_is_padded_to_another_width_counts_by_the_tokens_that_b
     assert built.metrics["train/first_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("fields", "loss"), [(FUDGE, fudge), (Q, bellman)])
+def test_the_value_of_the_end_is_the_reward_whatever_the_template_writes_behind_it(
+    study: Study, opinionated: None, tmp_path: Path, fields: str, loss: Any
+) -> None:
+    base = letters.language_model(tmp_path / "base", behind="g")  # as ChatML writes a line break
+    view = study(f"{fields}, {LORA}, batch_size: 3, learning_rate: 1e-9", base=base)
+    rows = answers_of(view)
+    assert any(answer[-1] == 0 for row in rows for _, answer, _ in row)
+    built = stages.build(view, "made", micro_batch=3)
+    head, _, _ = head_of(built)
+    start = load_language_model(view.artifact("base")).model
+    assert built.metrics["train/first_loss"] == pytest.approx(
+        float(mean_loss(rows, loss, start, head, start)), rel=1e-5
+    )
+
+
 FAMILIES = [
     {"kind": "Mistral", "sliding_window": 8, "num_hidden_layers": 2},  # sees only so far back
     {"kind": "GPTNeoX", "num_key_value_heads": 4, "hidden_dropout": 0.5},  # forgets half while others train it

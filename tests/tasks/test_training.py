@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,12 @@ from transformers import AutoModelForCausalLM
 from trl import RewardTrainer
 
 from registry.reward_models import trained_scores
+from registry.rewards import scorer
+from specs.execution import Execution
 from specs.problems import UserError
+from specs.reward_training import RL
 from tasks.inputs import dropped_rows
-from tasks.training import tokenised
+from tasks.training import arguments, tokenised
 
 CUT_OFF = """\
 models: {{base: {{source: {model}, precision: fp32}}}}
@@ -98,6 +102,38 @@ def test_the_loss_of_a_reward_model_is_the_bradley_terry_likelihood(
         math.log1p(math.exp(-beta * (c - r))) + center * (c + r) ** 2 for c, r in zip(chosen, rejected, strict=True)
     ]
     assert built.metrics["train/first_loss"] == pytest.approx(sum(losses) / 4, abs=2e-4)
+
+
+def test_processes_share_the_rows_of_a_step_and_never_the_answers_to_one_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = RL.model_validate({"do": "rl", "from": "a", "prompts": "b", "reward": "c", "samples": 4, "batch_size": 6})
+    job: Any = SimpleNamespace(entry=entry, execution=Execution(micro_batch=4), scratch=Path("nowhere"), seed=0)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    found = arguments(job, 12, "fp32", each=4)
+    # Two of six prompts, eight sequences, in every process.
+    assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (4, 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # which divides 24 sequences, but not six prompts
+    with pytest.raises(UserError) as caught:
+        arguments(job, 12, "fp32", each=4)
+    assert str(caught.value) == "`batch_size: 6` does not divide among 4 processes; change one of them"
+
+
+@pytest.mark.parametrize("do", ["reward_model", "autoregressive_reward_model"])
+def test_where_the_template_writes_something_behind_the_end_a_reward_reads_what_it_was_trained_on(
+    train: Train, tmp_path: Path, do: str
+) -> None:
+    chatml = tiny.language_model(tmp_path / "chatml", chat_template=tiny.CHAT.replace("<|end|>", "<|end|>\n"))
+    pairs = PAIRS[:1] + PAIRS[3:]
+    fields = f"learning_rate: 1e-9, batch_size: 2, {LORA}, beta: 1.0"
+    built = train(do, fields, pairs, pairs, of=f"source: {chatml}, precision: fp32", micro_batch=2)
+    score = scorer(built.artifact, batch=2)
+    prompts = [({"role": "user", "content": pair["prompt"]},) for pair in pairs]
+    chosen, rejected = (score(prompts, [pair[side] for pair in pairs]) for side in ("chosen", "rejected"))
+    margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
+    assert built.metrics["test/mean_margin"] == pytest.approx(sum(margins) / 2, abs=2e-4)
+    losses = [math.log1p(math.exp(-m)) for m in margins]
+    assert built.metrics["train/first_loss"] == pytest.approx(sum(losses) / 2, abs=2e-4)
 
 
 @pytest.mark.parametrize("fields", [f"batch_size: 4, {LORA}", "batch_size: 1, lora: null"])
