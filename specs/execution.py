@@ -18,8 +18,7 @@ class Execution(Spec):
     threads: Count | None = None
     """Processor threads of a stage; all cores if absent."""
     processes: Count | None = None
-    """Processes that train a stage together, each on its share of every batch; if absent, one for each of the `gpus`. Where
-    the last batch of a pass does not divide among them, rows of its beginning fill it up."""
+    """Processes that train a stage together, each on its share of every batch; if absent, one for each of the `gpus`."""
     sharding: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
     """How several GPUs hold the model: each whole (DDP), or a part each (FSDP; DeepSpeed's ZeRO-2, which is installed apart)."""
     rows: Count = 64

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -129,8 +130,9 @@ class Duel:
         self.score = scorer(job.one("reward"), batch=job.execution.rows)
 
     def fought(self, policy: Any, batches: Sequence[Sequence[int]], step: int) -> list[dict[str, Tensor]]:
-        """One batch of candidates for each batch of prompt numbers."""
-        rows = [row for batch in batches for row in batch]
+        """One batch of candidates for each batch of prompt numbers; a negative one, -1 - the number, weighs nothing."""
+        counts = [row >= 0 for batch in batches for row in batch]
+        rows = [max(row, ~row) for batch in batches for row in batch]
         prompts = [self.prompts[row] for row in rows]
         own = self.sampling.draw(policy, prompts, 1, "bond", step)
         with self.anchor.in_place() as anchor:
@@ -144,7 +146,9 @@ class Duel:
             precision = own_precision(self.job.start)
             scored = score_rows(anchor, pairs, batch=self.job.execution.rows, precision=precision)
         below = bond.backward_reward(rewards[:, 0], rewards[:, 1:])
-        advantages = below - bond.leave_one_out(below)
+        # Over the rows of all processes: a step is one step, however many share it.
+        every = gather_object([value for value, there in zip(below.tolist(), counts, strict=True) if there])
+        advantages = below - bond.leave_one_out(below, below.new_tensor(every))
         best = rewards[:, 1:].argmax(1)  # the first on a tie
         examples = [
             {
@@ -174,7 +178,8 @@ class BondTrainer(CandidateTrainer):
     def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         # Not when the checkpoint is said to be saved: it counts as whole before.
-        self.duel.anchor.save(Path(output_dir or self.args.output_dir))
+        if self.is_world_process_zero():
+            self.duel.anchor.save(Path(output_dir or self.args.output_dir))
 
     def _blame(self, rows: Sequence[int], value: float) -> str:
         step = self.state.global_step + 1

@@ -13,17 +13,19 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from registry.artifacts import ADAPTER, WEIGHTS
+from registry.methods.shared_prompt import IGNORED
 from specs.base import seconds
 from specs.problems import UserError
 from tasks.inputs import TRAINING, write_lines
@@ -44,6 +46,7 @@ class Careful(MixedInto):
     name_row: Callable[[int], str]
     """A row as the person would recognise it."""
     _mean_size = 0.0
+    _unequal = False
     _signature_columns: list[str] | None
 
     @staticmethod
@@ -60,17 +63,40 @@ class Careful(MixedInto):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        sizes = torch.tensor([float(sum(len(b["row"]) for b in batches)), len(batches)], device=device)
+        at_the_end = bool(batches) and self.accelerator.gradient_state.end_of_dataloader
+        self._unequal = at_the_end and self.accelerator.num_processes > 1
+        if self._unequal:
+            batches[-1] = self._without_repeats(batches[-1])
+            items = self._get_num_items_in_batch(batches, device)
+        sizes = torch.tensor([float(sum(int((b["row"] >= 0).sum()) for b in batches)), len(batches)], device=device)
         rows, count = self.accelerator.reduce(sizes, "sum").tolist()
         self._mean_size = rows / max(count, 1)
         return batches, items
 
+    def _without_repeats(self, batch: Any) -> Any:
+        """The last batch of a pass as one process would have it. With several, the data loader repeats rows behind the
+        last one so that all have as many. A process left without a row keeps one, whose number says that it weighs
+        nothing: -1 - its number."""
+        numbers = batch["row"].tolist()
+        left = len(self.train_dataset) % (len(numbers) * self.accelerator.num_processes)
+        own = numbers[: max(0, left - len(numbers) * self.accelerator.process_index)]
+        if not left or own == numbers:
+            return batch
+        made = self._prepare_inputs(self.data_collator([self.train_dataset[row] for row in own or numbers[:1]]))
+        if not own:
+            made["row"] = ~made["row"]
+            if not self.mean_of_rows:
+                made["labels"] = torch.full_like(made["labels"], IGNORED)
+        return made
+
     def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
         rows = inputs.pop("row")
-        loss = super().compute_loss(model, inputs, **options)
+        with _gathering_unequal(self.accelerator) if self._unequal else nullcontext():
+            loss = super().compute_loss(model, inputs, **options)
         if not math.isfinite(float(loss.detach())):
-            raise UserError(self._blame(rows.tolist(), float(loss.detach())))
-        return loss * (len(rows) / self._mean_size) if self.mean_of_rows and self._mean_size else loss
+            raise UserError(self._blame(torch.maximum(rows, ~rows).tolist(), float(loss.detach())))
+        real = int((rows >= 0).sum())
+        return loss * (real / self._mean_size) if self.mean_of_rows and self._mean_size else loss
 
     def _blame(self, rows: Sequence[int], value: float) -> str:
         step = self.state.global_step + 1
@@ -80,6 +106,16 @@ class Careful(MixedInto):
         bad = [row for row in rows if not math.isfinite(loss_of(self, [row]))]
         named = ", ".join(self.name_row(row) for row in (bad or rows))
         return f"the loss is {value} at step {step} because of {named}; mend or remove it"
+
+
+@contextmanager
+def _gathering_unequal(accelerator: Any) -> Iterator[None]:
+    """Lets losses gather what they log from processes that have different numbers of rows."""
+    accelerator.gather = lambda t: torch.cat(gather_object([torch.atleast_1d(t.detach()).cpu()])).to(t.device)
+    try:
+        yield
+    finally:
+        del accelerator.gather  # the method again
 
 
 class _Numbered:

@@ -28,12 +28,14 @@ def backward_reward(reward: Tensor, anchor_rewards: Tensor) -> Tensor:
     return torch.zeros_like(reward).masked_fill(reward < anchor_rewards.amin(1), -math.log(16))
 
 
-def leave_one_out(values: Tensor) -> Tensor:
-    """For each row the mean of the other rows [rows], 0 for a row alone.
+def leave_one_out(values: Tensor, among: Tensor | None = None) -> Tensor:
+    """For each row the mean of the other rows [rows], 0 for a row alone; the others are all rows of `among` but itself
+    where the values are only some of them.
 
     A row's baseline must not depend on its own sample, or the policy gradient is biased.
     """
-    return (values.sum() - values) / max(len(values) - 1, 1)
+    every = values if among is None else among
+    return (every.sum() - values) / max(len(every) - 1, 1)
 
 
 def loss(

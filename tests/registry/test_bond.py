@@ -60,6 +60,8 @@ def test_the_expected_reward_meets_log_p_at_the_median_and_at_the_top() -> None:
 def test_a_baseline_is_the_mean_of_the_other_rows() -> None:
     assert bond.leave_one_out(torch.tensor([1.0, 2.0, 6.0])).tolist() == [4, 3.5, 1.5]
     assert bond.leave_one_out(torch.tensor([5.0])).tolist() == [0]
+    # Where a process has two of three rows, the third counts too: (2 + 6) / 2 and (1 + 6) / 2.
+    assert bond.leave_one_out(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0, 6.0])).tolist() == [4, 3.5]
 
 
 def test_the_loss_by_hand() -> None:

@@ -18,7 +18,7 @@ from specs.execution import Execution
 from tasks import distributed
 from tasks.job import Event, Job, Log
 
-EIGHT = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(8)]
+TEN = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(10)]
 FIELDS = "batch_size: 4, epochs: 2.0, learning_rate: 1e-2"
 KINDS = {
     "sft": "do: sft, from: base, data: pairs",
@@ -28,6 +28,7 @@ KINDS = {
     "dpo": "do: dpo, from: base, data: pairs",
     "prefix": "do: prefix_scorer, loss: prefix_bt, from: base, data: pairs",
     "rl": "do: rl, from: base, prompts: prompts, reward: length, samples: 2, max_new_tokens: 5",
+    "bond": "do: bond, from: base, prompts: prompts, reward: length, max_new_tokens: 5",
     "raft": "do: raft, from: base, prompts: prompts, reward: length, samples: 2, max_new_tokens: 5",
 }
 
@@ -39,10 +40,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study(tmp_path: Path, model: Path) -> Callable[[str, str], Any]:
-    tiny.write_lines(tmp_path / "pairs.jsonl", EIGHT)
-    tiny.write_lines(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in EIGHT])
-
-    def made(kind: str, fields: str = FIELDS) -> Any:
+    def made(kind: str, fields: str = FIELDS, rows: int = 8) -> Any:
+        tiny.write_lines(tmp_path / "pairs.jsonl", TEN[:rows])
+        tiny.write_lines(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in TEN[:rows]])
         return stages.study(
             tmp_path,
             f"""\
@@ -68,10 +68,10 @@ def together(view: Any, out: Path, **execution: Any) -> tuple[Event, list[Event]
     return distributed.launch(f"{module}:{function}", job, 2, events.append), events
 
 
-def compare(view: Any, folder: Path) -> None:
+def compare(view: Any, folder: Path, micro_batch: int = 2) -> None:
     """Builds the stage in one process and in two, and expects the same."""
-    alone = stages.build(view, "made", into=folder / "alone", micro_batch=2)
-    (outcome, content), events = together(view, folder / "two", micro_batch=2)
+    alone = stages.build(view, "made", into=folder / "alone", micro_batch=micro_batch)
+    (outcome, content), events = together(view, folder / "two", micro_batch=micro_batch)
     assert outcome == "done", content
     for name in ("train/first_loss", "train/last_loss"):
         assert content["metrics"][name] == pytest.approx(alone.metrics[name], abs=2e-4)
@@ -80,13 +80,26 @@ def compare(view: Any, folder: Path) -> None:
     for path in alone.folder.rglob("*.safetensors"):
         ours, theirs = load_file(folder / "two" / path.relative_to(alone.folder)), load_file(path)
         assert ours.keys() == theirs.keys()
-        assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
+        # A step of Adam moves a weight by up to 1e-2, and divides what rounding left of a gradient by itself.
+        assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 5e-4
+
+
+# Of a pass's last step in two processes: the second has no row of its own, or also the first half a micro-batch.
+REMAINDERS = [("sft", 9, 1), ("sft", 9, 2), ("reward_model", 9, 2), ("prefix", 10, 2), ("bond", 10, 2)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bond"])
 def test_two_processes_have_the_losses_and_the_weights_of_one(study: Any, tmp_path: Path, kind: str) -> None:
     compare(study(kind), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "rows", "micro_batch"), REMAINDERS)
+def test_so_have_they_where_the_rows_of_a_pass_do_not_divide(
+    study: Any, tmp_path: Path, kind: str, rows: int, micro_batch: int
+) -> None:
+    compare(study(kind, rows=rows), tmp_path, micro_batch=micro_batch)
 
 
 ALIKE = ["--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
