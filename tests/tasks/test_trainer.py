@@ -54,7 +54,7 @@ def undisturbed(lab: Lab) -> Callable[[str], Built]:
 def test_a_stage_whose_process_died_goes_on_to_the_very_same_weights(
     lab: Lab, undisturbed: Callable[[str], Built], kind: str, lora: str, step: int, later: bool
 ) -> None:
-    if lora == LORA and kind not in ("rloo", "grpo"):  # these two refuse dropout
+    if lora == LORA and kind not in ("rloo", "grpo", "bond"):  # what samples refuses dropout
         lora = "lora: {rank: 4, alpha: 8, dropout: 0.2}"
     fields = f"{KINDS[kind]}, batch_size: 4, epochs: 3.0, learning_rate: 1e-2, {lora}"
     whole = undisturbed(fields)
