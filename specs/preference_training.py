@@ -25,6 +25,7 @@ class AutoregressiveRewardModel(TrainingOnTexts):
     and no division by length."""
 
     produces: ClassVar[str] = "autoregressive reward model"
+    version: ClassVar[int] = 2
 
     do: Literal["autoregressive_reward_model"]
     data: PreferencePairs
@@ -40,6 +41,7 @@ class DPO(Rounds):
     stage starts from. On given pairs, or on the best and the worst of its own samples, round by round."""
 
     produces: ClassVar[str] = "language model"
+    version: ClassVar[int] = 2
 
     do: Literal["dpo"]
     data: PreferencePairs | None = None

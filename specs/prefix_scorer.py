@@ -10,6 +10,7 @@ from specs.training import TrainingOnTexts
 
 class _PrefixScorer(TrainingOnTexts):
     produces: ClassVar[str] = "prefix scorer"
+    version: ClassVar[int] = 2
 
     do: Literal["prefix_scorer"]
 

@@ -116,6 +116,7 @@ class RRHF(Rounds):
     round before (the paper's IP-n)."""
 
     produces: ClassVar[str] = "language model"
+    version: ClassVar[int] = 2
 
     do: Literal["rrhf"]
     data: PairsOrPrompts
@@ -149,6 +150,7 @@ class RAFT(Rounds):
     """Reward-ranked fine-tuning (Dong et al., arXiv 2304.06767): sample, keep the best by reward, fine-tune on them; again."""
 
     produces: ClassVar[str] = "language model"
+    version: ClassVar[int] = 2
 
     do: Literal["raft"]
     prompts: Prompts

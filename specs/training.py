@@ -66,6 +66,7 @@ class SFT(TrainingOnTexts):
     """Supervised fine-tuning on the chosen answers, loss on the answer's tokens only."""
 
     produces: ClassVar[str] = "language model"
+    version: ClassVar[int] = 2
 
     do: Literal["sft"]
     data: PreferencePairs

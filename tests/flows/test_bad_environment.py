@@ -111,6 +111,7 @@ def test_a_home_that_can_only_be_read_is_enough_to_look_but_not_to_run(
     ]
 
 
+@pytest.mark.slow
 def test_a_tracking_database_that_is_none_is_exit_status_4_and_nothing_is_built(
     folder: Path, prefect_server: str
 ) -> None:

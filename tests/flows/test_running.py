@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import tiny
 
+pytestmark = pytest.mark.slow
+
 STUDY = """\
 version: 1
 name: small
@@ -229,7 +231,6 @@ def test_a_failed_stage_is_exit_status_1_names_the_cause_and_keeps_the_rest(ran,
     assert done.stdout.count("stored already") == 7
 
 
-@pytest.mark.slow
 def test_a_failure_fails_what_needs_it_and_nothing_else(tmp_path: Path, prefect_server: str) -> None:
     text = STUDY.replace("reward: gold, pairs", "reward: mine, pairs").replace(
         "  table:", "  more: {do: sample, from: base, prompts: prompts.eval}\n  table:"
@@ -247,7 +248,6 @@ def test_a_failure_fails_what_needs_it_and_nothing_else(tmp_path: Path, prefect_
     }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_an_interrupt_ends_at_130_at_once_and_the_next_run_goes_on(tmp_path: Path, prefect_server: str) -> None:
     slow = "import time\ndef score(prompts, responses):\n    time.sleep(120)\n"
     folder = make_folder(tmp_path, STUDY)
@@ -279,7 +279,6 @@ def test_an_interrupt_ends_at_130_at_once_and_the_next_run_goes_on(tmp_path: Pat
     assert set(ended["stages"].values()) == {"done"}
 
 
-@pytest.mark.slow
 def test_a_timeout_fails_the_stage_and_is_not_tried_again(tmp_path: Path, prefect_server: str) -> None:
     folder = make_folder(tmp_path, STUDY.replace("reward: gold, pairs", "reward: mine, pairs"))
     (folder / "my_reward.py").write_text("import time\ndef score(prompts, responses):\n    time.sleep(120)\n")
@@ -289,7 +288,6 @@ def test_a_timeout_fails_the_stage_and_is_not_tried_again(tmp_path: Path, prefec
     assert done.stdout.count("pairs: started") == 1
 
 
-@pytest.mark.slow
 def test_a_temporary_server_is_started_where_none_is_configured_and_leaves_no_noise(ran) -> None:
     folder, _ = ran
     done = subprocess.run(command("run", "s.yaml"), cwd=folder, capture_output=True, text=True, timeout=200)

@@ -163,6 +163,7 @@ def test_a_stop_ends_the_work_and_its_children(request_for, tmp_path: Path) -> N
     assert wait_until(lambda: not any(map(alive, written_pids(tmp_path))), 5)
 
 
+@pytest.mark.slow
 def test_nothing_outlives_a_parent_that_is_killed(request_for, tmp_path: Path) -> None:
     request_for("works")
     script = textwrap.dedent(f"""
