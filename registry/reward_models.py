@@ -158,17 +158,17 @@ def unused_id(rows: Sequence[Sequence[int]], vocabulary: int) -> int:
     return next(i for i in range(vocabulary - 1, -1, -1) if i not in used)
 
 
-Scores = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
+Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 """Prompts and answers to one number each."""
 
 
-def trained_scores(artifact: Artifact, batch: int) -> Scores:
+def trained_scores(artifact: Artifact, batch: int) -> Score:
     """A trained reward model as a function of prompts and answers."""
     model, tokenizer = load_reward_model(artifact)
     return _scores(artifact, model, tokenizer, batch, lambda outputs: outputs[:, 0])
 
 
-def classifier_scores(artifact: Artifact, batch: int) -> Scores:
+def classifier_scores(artifact: Artifact, batch: int) -> Score:
     """An external classifier as a function of prompts and answers."""
     model, tokenizer, label = load_classifier(artifact)
     if label < 0:
@@ -178,7 +178,7 @@ def classifier_scores(artifact: Artifact, batch: int) -> Scores:
 
 def _scores(
     artifact: Artifact, model: Any, tokenizer: Any, batch: int, chosen: Callable[[torch.Tensor], torch.Tensor]
-) -> Scores:
+) -> Score:
     while "experts" in artifact.inputs:  # a soup reads what its experts read
         artifact = artifact.inputs["experts"][0]
     longest = reads(model, tokenizer, int(artifact.fields["max_length"]))

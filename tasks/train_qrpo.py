@@ -21,14 +21,17 @@ from tasks.candidates import pairs_with_answers, train_on_candidates
 from tasks.job import Job, Result
 from tasks.scores import Scores
 from tasks.threads import use_threads
-from tasks.training import Answers, load_start, pair_answers, response_answers, training_rows
+from tasks.training import Answers, load_start, pair_answers, response_answers, training_rows, without_weights
 from tasks.transformed import log_partitions, transformation
 
 
 def train_qrpo(job: Job) -> Result:
     """Trains and writes the adapter (or all weights)."""
     use_threads(job.execution)
-    answers = _answers(job)
+    start = without_weights(job)
+    all_answers = _answers(job)
+    rows, kept = training_rows(job, start.model, start.tokenizer, all_answers, one_prompt=True)
+    answers = [all_answers[i] for i in kept]
     prompts = [Prompt(tuple(row[0][0])) for row in answers]
     calibration = job.one("reward")
     rollouts = _rollouts(job, prompts)
@@ -37,7 +40,6 @@ def train_qrpo(job: Job) -> Result:
     phi = transformation(transform, beta, int(calibration.fields["samples"]))
     log_z = dict(zip(rollouts, log_partitions(transform, beta, list(rollouts.values())), strict=True))
     base = load_start(job)
-    rows, kept = training_rows(job, base.model, base.tokenizer, answers, one_prompt=True)
     # Once, before anything is trained: the reference need not be in memory beside the policy.
     reference = score_rows(
         base.model,
@@ -57,17 +59,17 @@ def train_qrpo(job: Job) -> Result:
 
     given: dict[str, Sequence[Any]] = {
         "reference": reference,
-        "target": [phi(np.array(ranks[i])).tolist() for i in kept],
-        "log_z": [log_z[prompts[i].id] for i in kept],
+        "target": [phi(np.array(row)).tolist() for row in ranks],
+        "log_z": [log_z[prompt.id] for prompt in prompts],
     }
     curve, _ = train_on_candidates(job, base, rows, given, loss)
-    every = [u for i in kept for u in ranks[i]]
-    learnt = {prompts[i].id for i in kept}
+    every = [u for row in ranks for u in row]
+    learnt = {prompt.id for prompt in prompts}
     return Result(
         {
             "rows": float(len(rows)),
             "responses": float(len(every)),
-            "dropped_too_long": float(len(answers) - len(kept)),
+            "dropped_too_long": float(len(all_answers) - len(kept)),
             "calibrated_reward": float(np.mean(every)),
             "log_partition": fmean(log_z[prompt] for prompt in learnt),
             "share_without_signal": fmean(np.ptp(rollouts[prompt]) == 0 for prompt in learnt),
