@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def python_fact(reward: PythonReward, folder: Path) -> Fact:
     if found is None or found.origin is None or not found.origin.endswith(".py"):
         return Fact(problem=f"no module `{module}` beside the spec ({folder}) or among the installed packages")
     try:
-        tree = ast.parse(Path(found.origin).read_bytes(), found.origin)
+        tree = _parsed(Path(found.origin))
         beside = _sources(module, folder)
     except SyntaxError as error:
         return Fact(problem=f"{error.filename}:{error.lineno}: {error.msg}")
@@ -63,6 +64,15 @@ def python_fact(reward: PythonReward, folder: Path) -> Fact:
     for name in sorted(sources):
         whole.update(f"{name}\0{hashlib.sha256(sources[name].read_bytes()).hexdigest()}\n".encode())
     return Fact({"sha256": whole.hexdigest()})
+
+
+def _parsed(path: Path) -> ast.Module:
+    source = path.read_bytes()
+    for _ in range(100):
+        # CPython 3.11 keeps one count for all threads, and miscounts where two parse at once (python/cpython#106905).
+        with suppress(SystemError):
+            return ast.parse(source, str(path))
+    return ast.parse(source, str(path))
 
 
 def _beside(module: str, folder: Path) -> ModuleSpec | None:
@@ -142,7 +152,7 @@ def _bound(body: list[ast.stmt]) -> Iterator[str]:
 
 def _imports(path: Path, package: str) -> Iterator[str]:
     """The names of the modules that a file may import, absolute."""
-    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+    for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -89,6 +91,23 @@ def test_a_reward_that_misbehaves_is_one_line(python_reward, body: str, module: 
     with pytest.raises(UserError, match=message) as caught:
         score(python_reward(body, module), "a", "b")
     assert "\n" not in str(caught.value)
+
+
+def test_a_parser_that_miscounts_where_two_threads_parse_at_once_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As CPython 3.11 does now and then.
+    (tmp_path / "raced_reward.py").write_text("def score(prompts, responses):\n    return []\n")
+    parse, calls = ast.parse, iter(range(1000))
+
+    def miscounts(*arguments: Any) -> Any:
+        if next(calls) % 2 == 0:
+            raise SystemError("AST constructor recursion depth mismatch (before=57, after=74)")
+        return parse(*arguments)
+
+    monkeypatch.setattr(ast, "parse", miscounts)
+    found = python_fact(PythonReward(kind="python", target="raced_reward:score"), tmp_path)
+    assert found.problem is None and found.identity["sha256"]
 
 
 def test_a_python_reward_is_found_but_not_run_before_the_study_runs(tmp_path: Path) -> None:
