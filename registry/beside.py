@@ -23,7 +23,7 @@ def lay(model: Any, update: Update) -> None:
     """Adds the update to what the model's layers give, for good; `update` names them by their paths."""
     like = model.get_input_embeddings().weight
     for name, parts in update.items():
-        whole = joined(parts, [1.0] * len(parts))
+        whole = joined(parts)
         model.get_submodule(name).register_forward_hook(_adding(whole.A.to(like), whole.B.to(like)))
 
 
@@ -36,6 +36,6 @@ def fold(model: Any, update: Update) -> None:
     """Adds the update to the model's weights."""
     for name, parts in update.items():
         layer = model.get_submodule(name)
-        whole = joined(parts, [1.0] * len(parts))
+        whole = joined(parts)
         change = (whole.B @ whole.A).to(layer.weight)
         layer.weight += change.T if isinstance(layer, Conv1D) else change

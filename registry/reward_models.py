@@ -29,6 +29,7 @@ from registry.language_models import (
     pretrained_model,
 )
 from registry.models import label_problem, local_folder
+from registry.rewards import Score
 from specs.base import expand_environment
 from specs.problems import UserError
 from specs.rewards import Classifier
@@ -156,10 +157,6 @@ def unused_id(rows: Sequence[Sequence[int]], vocabulary: int) -> int:
     """The highest token id that no row holds."""
     used = set().union(*rows)
     return next(i for i in range(vocabulary - 1, -1, -1) if i not in used)
-
-
-Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
-"""Prompts and answers to one number each."""
 
 
 def trained_scores(artifact: Artifact, batch: int) -> Score:

@@ -15,6 +15,7 @@ from specs.problems import UserError
 from specs.rewards import Classifier, Length, Lexicon, PythonReward, Weighted
 
 Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
+"""Prompts and answers to one number each."""
 
 
 def scorer(artifact: Artifact, *, batch: int) -> Score:

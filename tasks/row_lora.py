@@ -83,7 +83,7 @@ def install(model: nn.Module, experts: Sequence[Update]) -> RowWeights:
         spare = -len(owners) % GRAIN
         owners += [0] * spare
         weight = linear.weight
-        whole = joined([part for _, part in parts], [1.0] * len(parts))
+        whole = joined([part for _, part in parts])
         A, B = F.pad(whole.A, (0, 0, 0, spare)).to(weight), F.pad(whole.B, (0, spare)).to(weight)
         layout = layouts.setdefault((*owners, weight.device, weight.dtype), len(layouts))
         if layout == len(handle._owners):

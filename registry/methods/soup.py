@@ -148,8 +148,10 @@ def inner(first: Sequence[Factor], second: Sequence[Factor]) -> float:
     )
 
 
-def joined(parts: Sequence[Factor], coefficients: Sequence[float]) -> Factor:
-    """One factor of scaling 1 whose product is sum_i coefficient_i scaling_i B_i A_i; the ranks add up, in order."""
+def joined(parts: Sequence[Factor], coefficients: Sequence[float] | None = None) -> Factor:
+    """One factor of scaling 1 whose product is sum_i coefficient_i scaling_i B_i A_i, or the plain sum; the ranks add up,
+    in order."""
+    coefficients = [1.0] * len(parts) if coefficients is None else coefficients
     return Factor(
         torch.cat([_fp32(part.A) for part in parts]),
         torch.cat([c * part.scaling * _fp32(part.B) for part, c in zip(parts, coefficients, strict=True)], dim=1),

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from specs.load import load
-from specs.problems import SpecError
+from refusals import refusals
 
 HEAD = """\
 version: 1
@@ -33,14 +31,8 @@ STAGES = {
 
 
 def problems(folder: Path, stage: str, reference: str = "base", longest: int = 32) -> list[str]:
-    path = folder / "s.yaml"
     cal = f"do: calibrate, reward: joy, reference: {reference}, prompts: prompts, max_new_tokens: {longest}"
-    path.write_text(f"{HEAD}  cal: {{{cal}}}\n  made: {{{stage}}}\n")
-    try:
-        load(path)
-    except SpecError as told:
-        return [str(p).split("  ", 1)[1] for p in told.problems]
-    return []
+    return refusals(folder, f"{HEAD}  cal: {{{cal}}}\n  made: {{{stage}}}\n")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from specs.load import load
-from specs.problems import SpecError
+from refusals import refusals
 
 HEAD = """\
 version: 1
@@ -22,13 +20,7 @@ stages:
 
 
 def problems(folder: Path, stage: str) -> list[str]:
-    path = folder / "s.yaml"
-    path.write_text(f"{HEAD}  a: {{{stage}}}\n")
-    try:
-        load(path)
-    except SpecError as told:
-        return [str(p).split("  ", 1)[1] for p in told.problems]
-    return []
+    return refusals(folder, f"{HEAD}  a: {{{stage}}}\n")
 
 
 @pytest.mark.parametrize("do", ["rl", "bond"])
