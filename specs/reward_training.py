@@ -137,6 +137,8 @@ class RRHF(Rounds):
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
         drawn = getattr(self.candidates, "count", 0)
+        if not drawn and self.max_new_tokens != RRHF.model_fields["max_new_tokens"].default:
+            yield ("max_new_tokens",), "is for candidates that the stage draws itself, and it draws none; leave it out"
         for member in graph.members(self.data):
             prompts = graph.nodes[member].produces == "prompts"
             if prompts and not drawn:

@@ -91,7 +91,7 @@ class Careful(MixedInto):
 
     def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
         rows = inputs.pop("row")
-        with _gathering_unequal(self.accelerator) if self._unequal else nullcontext():
+        with _gathering(self.accelerator, _unequal_parts) if self._unequal else nullcontext():
             loss = super().compute_loss(model, inputs, **options)
         if not math.isfinite(float(loss.detach())):
             raise UserError(self._blame(torch.maximum(rows, ~rows).tolist(), float(loss.detach())))
@@ -99,6 +99,10 @@ class Careful(MixedInto):
         return loss * (real / self._mean_size) if self.mean_of_rows and self._mean_size else loss
 
     def _blame(self, rows: Sequence[int], value: float) -> str:
+        with _gathering(self.accelerator, lambda own: own):  # the other processes may have nothing to blame
+            return self._told(rows, value)
+
+    def _told(self, rows: Sequence[int], value: float) -> str:
         step = self.state.global_step + 1
         others = [row for row in range(len(self.train_dataset)) if row not in rows][:5]
         if step > 1 and sum(not math.isfinite(loss_of(self, [row])) for row in others) >= len(others) / 2:
@@ -108,10 +112,15 @@ class Careful(MixedInto):
         return f"the loss is {value} at step {step} because of {named}; mend or remove it"
 
 
+def _unequal_parts(own: Tensor) -> Tensor:
+    """What processes with different numbers of rows log."""
+    return torch.cat(gather_object([torch.atleast_1d(own.detach()).cpu()])).to(own.device)
+
+
 @contextmanager
-def _gathering_unequal(accelerator: Any) -> Iterator[None]:
-    """Lets losses gather what they log from processes that have different numbers of rows."""
-    accelerator.gather = lambda t: torch.cat(gather_object([torch.atleast_1d(t.detach()).cpu()])).to(t.device)
+def _gathering(accelerator: Any, gather: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Losses gather what they log by `gather`."""
+    accelerator.gather = gather
     try:
         yield
     finally:

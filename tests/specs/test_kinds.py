@@ -49,6 +49,14 @@ def test_a_stage_that_is_given_its_pairs_takes_nothing_about_drawing_them(tmp_pa
     assert problems(tmp_path, f"{drawn}, {every}") == []
 
 
+def test_a_stage_that_ranks_the_datas_own_answers_takes_no_length_of_drawn_ones(tmp_path: Path) -> None:
+    ranked = "do: rrhf, from: base, data: pairs, reward: joy, max_new_tokens: 32"
+    assert problems(tmp_path, f"{ranked}, candidates: {{by: data}}") == [
+        "stages.a.max_new_tokens  is for candidates that the stage draws itself, and it draws none; leave it out"
+    ]
+    assert problems(tmp_path, ranked) == []
+
+
 @pytest.mark.parametrize("how", ["sample", "beam", "diverse_beam"])
 def test_one_candidate_alone_has_nothing_to_be_ranked_against(tmp_path: Path, how: str) -> None:
     def ranked(data: str, more: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import split_on_processors
 import stages
 import tiny
+import torch
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
@@ -40,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study(tmp_path: Path, model: Path) -> Callable[[str, str], Any]:
-    def made(kind: str, fields: str = FIELDS, rows: int = 8) -> Any:
+    def made(kind: str, fields: str = FIELDS, rows: int = 8, model: Path = model) -> Any:
         tiny.write_lines(tmp_path / "pairs.jsonl", TEN[:rows])
         tiny.write_lines(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in TEN[:rows]])
         return stages.study(
@@ -140,3 +142,23 @@ def test_what_is_the_persons_to_mend_is_told_as_from_one_process(study: Any, tmp
     (outcome, (kind, text, _)), _ = together(study("sft", "batch_size: 3"), tmp_path / "two")
     assert (outcome, kind) == ("failed", "user")
     assert text == "`batch_size: 3` does not divide among 2 processes; change one of them"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_row_whose_loss_is_no_number_is_named_by_the_process_that_met_it(study: Any, tmp_path: Path, kind: str) -> None:
+    # The model knows no "0": of the ten rows one, which is not among the longest that are tried before the first step.
+    from transformers import LlamaForCausalLM
+
+    folder = tiny.language_model(tmp_path / "model", tie_word_embeddings=False)
+    spoilt = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        spoilt.get_input_embeddings().weight[tiny.tokenizer().convert_tokens_to_ids("0")] = torch.nan
+    spoilt.save_pretrained(folder)
+    (outcome, (who, text, _)), _ = together(study(kind, model=folder), tmp_path / "two", micro_batch=2)
+    assert (outcome, who) == ("failed", "user")
+    assert re.fullmatch(
+        r"the loss is nan at step \d because of row 1 \('<\|user\|>Number 0\?<\|end\|><\|assistant\|>'\); "
+        "mend or remove it",
+        text,
+    )
