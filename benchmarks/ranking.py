@@ -2,20 +2,23 @@
 
 Six candidates to a prompt of 128 tokens, answers of 16 to 64 tokens, LoRA on every linear layer of the demo model. The
 textbook pads all candidates behind copies of the prompt and takes the log-softmax of all logits. Losses and gradients
-of both are compared before anything is timed, in fp32; each repeat runs both sides, alternately.
+of both are compared before anything is timed, in fp32; each repeat runs both sides, alternately. The memory of the loss
+is that of a model that is nearly nothing but a vocabulary, of 49,152 tokens and of four times as many.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.figures import Figure, against
 from benchmarks.sampler import demo_model
@@ -80,10 +83,10 @@ def compared(model: Any, query: Query) -> tuple[float, float]:
     return abs(ours - theirs) / abs(theirs), float((our_grads - their_grads).norm() / their_grads.norm())
 
 
-def adapted(folder: Path, dtype: torch.dtype) -> Any:
-    """The demo model with adapters that are not zero, so that every gradient is there."""
+def adapted(causal: Any) -> Any:
+    """The model with adapters that are not zero, so that every gradient is there."""
     torch.manual_seed(0)
-    model = with_log_probs(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype))
+    model = with_log_probs(causal)
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -91,16 +94,32 @@ def adapted(folder: Path, dtype: torch.dtype) -> Any:
     return model.train()
 
 
+def held(vocabulary: int, loss: Any) -> float:
+    """GB that a loss and its gradients hold at most beside the weights."""
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4
+    )
+    model = adapted(LlamaForCausalLM(config))
+    (query,) = queries(1, vocabulary)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        loss(model, query).backward()
+    assert found.profiler is not None and found.profiler.kineto_results is not None
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    most: int = max(accumulate(event.nbytes() for event in events))
+    return most / 1e9
+
+
 def measure(folder: Path, repeats: int = 5, steps: int = 3) -> Iterator[Figure]:
     """Both sides in turn, with the optimizer's step."""
     source = demo_model(folder)
-    exact = adapted(source, torch.float32)
+    exact = adapted(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32))
     some = queries(steps, exact.config.vocab_size)
     loss_apart, gradient_apart = compared(exact, some[0])
     if loss_apart > 1e-5 or gradient_apart > 1e-4:
         raise AssertionError(f"the losses differ by {loss_apart:.2g} and their gradients by {gradient_apart:.2g}")
     del exact
-    model = adapted(source, torch.bfloat16)
+    model = adapted(AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
 
     def rate(loss: Any) -> float:
@@ -117,3 +136,10 @@ def measure(folder: Path, repeats: int = 5, steps: int = 3) -> Iterator[Figure]:
     pairs = [(rate(shared), rate(textbook)) for _ in range(repeats)]
     name = f"RRHF step, {CANDIDATES} candidates, shared prompt, against padded rows (loss apart {loss_apart:.1g})"
     yield against(name, pairs, "steps/s", 2.0, higher_is_better=True)
+
+    small, large = 49_152, 4 * 49_152
+    textbooks = " and ".join(f"{held(size, textbook):.2g}" for size in (small, large))
+    name = (
+        f"memory of its loss at {large:,} tokens of vocabulary, against {small:,} (the textbook holds {textbooks} GB)"
+    )
+    yield against(name, [(held(large, shared), held(small, shared))], "GB", 1.01)
