@@ -154,6 +154,8 @@ def _failure(kind: str, text: str, details: str) -> Exception:
         return UserError(text)
     if kind == "unfit":
         return UnfitError(text)
+    if kind == "killed":
+        return Killed(text)
     return BodyFailed(text, details)
 
 

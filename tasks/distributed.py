@@ -30,6 +30,12 @@ SHARDED = {
 }  # fmt: skip
 
 
+ENDS = ("done", "failed", "joined")
+"""The last words of a process: the first one's, one's that failed, and those of the others."""
+GONE: Event = ("gone", None)
+"""What stands for the last word of a process that said none."""
+
+
 def launch(body: str, job: Job, processes: int, send: Any) -> Event:
     """Runs `body` (`module:function`) in so many processes; passes their reports to `send`, and returns the last one, done
     or failed. Raises `UnfitError` where the way of sharding is not installed."""
@@ -41,15 +47,20 @@ def launch(body: str, job: Job, processes: int, send: Any) -> Event:
         task.write_bytes(pickle.dumps((body, job.artifact, job.out, job.scratch, job.execution, address)))
         with Listener(address, "AF_UNIX") as listener:
             outcome: list[Event] = []
-            ears = threading.Thread(target=_listen, args=(listener, processes, send, outcome), daemon=True)
+            relays: list[threading.Thread] = []
+            ears = threading.Thread(target=_listen, args=(listener, processes, send, outcome, relays), daemon=True)
             ears.start()
             code = subprocess.run(
                 [*_launcher(job.execution, processes), "-m", "tasks.distributed", str(task)],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": _threads(job, processes)},
                 check=False,
             ).returncode
-            ears.join(1)
+            ears.join(1)  # it waits for ever for a process that never spoke
+            for relay in relays:  # what has been said may still be on its way; the launcher may have left processes behind
+                relay.join(60)
     # One process fails for a reason, the others because it is gone.
+    if outcome and outcome[0] == GONE:
+        return "failed", ("killed", "the system ended one of its processes; was memory short?", "")
     failures = sorted((event for event in outcome if event[0] == "failed"), key=lambda event: event[1][0] == "defect")
     done = [event for event in outcome if event[0] == "done"]
     if failures or not done:
@@ -74,22 +85,37 @@ def _launcher(execution: Any, processes: int) -> list[str]:
     return [*launch, *options, *port, *SHARDED[execution.sharding]]
 
 
-def _listen(listener: Listener, processes: int, send: Any, outcome: list[Event]) -> None:
+def _listen(
+    listener: Listener, processes: int, send: Any, outcome: list[Event], relays: list[threading.Thread]
+) -> None:
     for _ in range(processes):
         connection = listener.accept()
-        threading.Thread(target=_relay, args=(connection, send, outcome), daemon=True).start()
+        relays.append(threading.Thread(target=_relay, args=(connection, send, outcome), daemon=True))
+        relays[-1].start()
 
 
 def _relay(connection: Any, send: Any, outcome: list[Event]) -> None:
+    """Passes on what a process says until it is gone; how it ended, or that it went without a word, is an outcome."""
+    ended = False
     while True:
         try:
             event = connection.recv()
         except (EOFError, OSError):
+            if not ended:
+                outcome.append(GONE)
             return
-        if event[0] in ("done", "failed"):
+        ended = ended or event[0] in ENDS
+        if event[0] in ENDS:
             outcome.append(event)
         else:
             send(event)
+
+
+def _end_with(connection: Any) -> None:
+    """Ends this process when whoever started it is gone: torch's launcher gives each a session of its own, so that what
+    kills the launcher does not kill them."""
+    connection.poll(None)  # nothing is ever sent this way
+    os._exit(1)
 
 
 @contextmanager
@@ -113,11 +139,16 @@ def _main(task: str) -> int:
 
     body, artifact, out, scratch, execution, address = pickle.loads(Path(task).read_bytes())
     rank = int(os.environ["RANK"])
+    if execution.gpus:
+        import torch
+
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else all load their models onto the first
     with Client(address, "AF_UNIX") as connection:
+        threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
         lock = threading.Lock()
 
         def send(event: Event) -> None:
-            if rank == 0 or event[0] == "failed":
+            if rank == 0 or event[0] in ENDS:
                 with lock:
                     connection.send(event)
 
@@ -125,7 +156,7 @@ def _main(task: str) -> int:
             out = Path(task).with_name(f"process-{rank}")
             out.mkdir()
         event = outcome_of(body, Job(artifact, out, scratch, execution, Log(send)))
-        send(event)
+        send(event if rank == 0 or event[0] == "failed" else ("joined", None))
         return 0 if event[0] == "done" else 1
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from safetensors.torch import load_file
 
 from specs.execution import Execution
-from tasks import distributed
+from tasks import child, distributed
 from tasks.job import Event, Job, Log
 
 TEN = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(10)]
@@ -42,7 +46,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study(tmp_path: Path, model: Path) -> Callable[[str, str], Any]:
-    def made(kind: str, fields: str = FIELDS, rows: int = 8, model: Path = model) -> Any:
+    def made(
+        kind: str, fields: str = FIELDS, rows: int = 8, model: Path = model, reward: str = "{kind: length}"
+    ) -> Any:
         tiny.write_lines(tmp_path / "pairs.jsonl", TEN[:rows])
         tiny.write_lines(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in TEN[:rows]])
         return stages.study(
@@ -52,7 +58,7 @@ models: {{base: {{source: {model}, precision: fp32}}}}
 data:
   pairs: {{source: ./pairs.jsonl, format: preference}}
   prompts: {{source: ./prompts.jsonl, format: prompt}}
-rewards: {{length: {{kind: length}}}}
+rewards: {{length: {reward}}}
 stages: {{made: {{{KINDS[kind]}, {fields}}}}}
 """,
         )
@@ -146,7 +152,9 @@ def test_what_is_the_persons_to_mend_is_told_as_from_one_process(study: Any, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_a_row_whose_loss_is_no_number_is_named_by_the_process_that_met_it(study: Any, tmp_path: Path, kind: str) -> None:
+def test_a_row_whose_loss_is_no_number_is_named_by_the_process_that_met_it(
+    study: Any, tmp_path: Path, kind: str
+) -> None:
     # The model knows no "0": of the ten rows one, which is not among the longest that are tried before the first step.
     from transformers import LlamaForCausalLM
 
@@ -162,3 +170,64 @@ def test_a_row_whose_loss_is_no_number_is_named_by_the_process_that_met_it(study
         "mend or remove it",
         text,
     )
+
+
+OWN = """\
+import os, pathlib, signal, time
+
+def score(prompts, responses):
+    {act}
+    return [0.0 for _ in responses]
+"""
+
+
+@pytest.fixture
+def scored_by(tmp_path: Path, study: Any) -> Callable[[str], Any]:
+    """A stage that asks a reward in both its processes, which does as it is told."""
+
+    def made(act: str) -> Any:
+        (tmp_path / "own.py").write_text(OWN.format(act=act))
+        return study("rl", reward="{kind: python, target: own:score}")
+
+    return made
+
+
+@pytest.mark.slow
+def test_a_process_that_the_system_ends_is_told_as_such_and_so_tried_again(scored_by: Any, tmp_path: Path) -> None:
+    view = scored_by("os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL)")
+    (outcome, content), _ = together(view, tmp_path / "two")
+    assert (outcome, content[0]) == ("failed", "killed")
+    assert isinstance(child._failure(*content), child.Killed)
+
+
+@pytest.mark.slow
+def test_when_the_stage_is_stopped_all_its_processes_end(
+    scored_by: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = scored_by(f"pathlib.Path({str(tmp_path)!r}, f'{{os.getpid()}}.pid').touch(); time.sleep(600)")
+    artifact = view.artifact("made")
+    module, function = stages.BODIES["rl"].split(":")
+    out = tmp_path / "out"
+    out.mkdir()
+    request = child.Request(
+        f"{module}:{function}", artifact, out, tmp_path / "scratch", Execution(threads=2), tmp_path / "log", None,
+        tuple(sys.path), 2,
+    )  # fmt: skip
+
+    def alive() -> list[int]:
+        return [int(p.stem) for p in tmp_path.glob("*.pid") if Path("/proc", p.stem).exists()]
+
+    with pytest.raises(child.Interrupted), ThreadPoolExecutor(1) as pool:
+        running = pool.submit(child.run_body, request, on_event=lambda event: None)
+        wait_until(lambda: len(alive()) == 2, 120)
+        monkeypatch.setattr(child, "stopping", stop := threading.Event())
+        stop.set()
+        running.result()
+    wait_until(lambda: not alive(), 20)
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
