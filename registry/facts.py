@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from registry import data, models
 from registry.python_source import python_fact
 from specs.data import Data
+from specs.execution import Execution
 from specs.graph import Graph, Node
 from specs.models import Model
 from specs.plan import Fact
@@ -16,6 +17,7 @@ from specs.problems import Path as SpecPath
 from specs.problems import UserError
 from specs.rewards import Classifier, PythonReward
 from specs.study import Study, entries
+from specs.training import Training
 
 BITSANDBYTES = "needs the package bitsandbytes, which is not installed; install that, or `alignflow[four_bits]`"
 
@@ -83,16 +85,31 @@ def problems(study: Study, facts: dict[str, Fact]) -> list[tuple[SpecPath, str]]
         if fact and fact.problem:
             field = "target" if isinstance(node.entry, PythonReward) else "source"
             found.append(((node.section, name.split(".")[0], field), fact.problem))
+        found += _not_together(name, node, study.execution)
         lora = getattr(node.entry, "lora", None)
         if lora and lora.base == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
             found.append(((node.section, name, "lora", "base"), BITSANDBYTES))
-        if study.execution.sharding == "fsdp":
-            if lora and lora.base == "nf4":
-                told = f"`fsdp` does not split weights in four bits (`lora.base: nf4` of `{name}`); use `ddp` or `deepspeed`"
-                found.append((("execution", "sharding"), told))
-            if node.entry.kind_name == "bond":
-                told = (
-                    f"`fsdp` does not split the anchor that `{name}` keeps beside its policy; use `ddp` or `deepspeed`"
-                )
-                found.append((("execution", "sharding"), told))
+    execution = study.execution
+    if execution.sharding != "ddp" and execution.gpus < 2:
+        told = f"`{execution.sharding}` splits a model over GPUs, and a stage has {execution.gpus}; set `gpus`, or leave it out"
+        found.append((("execution", "sharding"), told))
     return list(dict.fromkeys(found))
+
+
+def _not_together(name: str, node: Node, execution: Execution) -> Iterator[tuple[SpecPath, str]]:
+    """Why several processes cannot train a stage as `execution` says."""
+    entry = node.entry
+    if not isinstance(entry, Training):
+        return
+    # Whole rows: what is sampled to one prompt is compared in one process.
+    if entry.batch_size % execution.training_processes:
+        told = (
+            f"`{entry.batch_size}` does not divide among {execution.training_processes} processes; change one of them"
+        )
+        yield (node.section, name, "batch_size"), told
+    if execution.sharding == "fsdp" and entry.lora is not None and entry.lora.base == "nf4":
+        told = f"`fsdp` does not split weights in four bits (`lora.base: nf4` of `{name}`); use `ddp` or `deepspeed`"
+        yield ("execution", "sharding"), told
+    if execution.sharding == "fsdp" and entry.kind_name == "bond":
+        told = f"`fsdp` does not split the anchor that `{name}` keeps beside its policy; use `ddp` or `deepspeed`"
+        yield ("execution", "sharding"), told

@@ -45,11 +45,16 @@ class Calibrate(Seeded):
 
 
 def calibrations(graph: Graph, reward: str) -> Iterator[tuple[str, Calibrate]]:
-    """The calibrated rewards that a reference means, by name."""
-    for name in graph.members(reward):
+    """The calibrated rewards that a reference means or has in a sum, by name."""
+    seen, waiting = set(), graph.members(reward)
+    while waiting:
+        name, *waiting = waiting
         entry = graph.nodes[name].entry
         if isinstance(entry, Calibrate):
             yield name, entry
+        elif name not in seen:
+            waiting += graph.parts_of(name)
+        seen.add(name)
 
 
 def reference_problems(graph: Graph, reward: str, start: str) -> Iterator[tuple[Path, str]]:

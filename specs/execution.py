@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from datetime import UTC
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from specs.base import Count, Duration, EnvironmentText, Flag, MayNameEnvironment, Spec, WholeNumber, expand_environment
 from specs.problems import without_password
@@ -34,6 +34,20 @@ class Execution(Spec):
     """How often a stage is tried again after a passing fault (lost connection, worker killed by the system)."""
     timeout: Duration | None = None
     """The most time one stage may take; then its processes are killed."""
+
+    @model_validator(mode="after")
+    def _has_a_process_for_each_gpu(self) -> Self:
+        if self.gpus and self.processes not in (None, self.gpus):
+            raise ValueError(
+                f"`processes: {self.processes}` do not fit `gpus: {self.gpus}`: each GPU has a process of its own; leave "
+                "`processes` out"
+            )
+        return self
+
+    @property
+    def training_processes(self) -> int:
+        """How many processes train a stage together."""
+        return self.processes or max(1, self.gpus)
 
 
 class Tracking(Spec):

@@ -59,14 +59,23 @@ class Graph:
             if slot.key != "expect":
                 yield from ((slot.key, member) for member in self.members(reference))
 
+    def are_apart(self, one: str, other: str) -> bool:
+        """Whether two references mean different parts of one split, which share no prompt."""
+        first, second = self.nodes.get(one), self.nodes.get(other)
+        return bool(first and second and first.entry is second.entry and first.part != second.part)
+
     def known(self) -> list[str]:
         return [*self.nodes, *self.sweeps]
 
     def judges_only(self, name: str) -> bool:
         """Whether the reward `name` is, or is made of, one kept for evaluation."""
-        entry = self.nodes[name].entry
-        inner = [member for slot, member in self.inputs(name) if slot in entry.made_of and member != name]
-        return getattr(entry, "use", "any") == "evaluation" or any(map(self.judges_only, inner))
+        use = getattr(self.nodes[name].entry, "use", "any")
+        return use == "evaluation" or any(map(self.judges_only, self.parts_of(name)))
+
+    def parts_of(self, name: str) -> list[str]:
+        """The rewards that the reward `name` is made of."""
+        made_of = self.nodes[name].entry.made_of
+        return [member for slot, member in self.inputs(name) if slot in made_of and member != name]
 
     def lineage(self, name: str) -> set[str]:
         """A model and those that it was trained from."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from specs.base import Count, NonNegative, Positive
 from specs.calibration import Identity, Transform, calibrations, reference_problems
-from specs.generation import Sample
+from specs.generation import Label, Sample
 from specs.problems import Path
 from specs.references import CalibratedReward, PairsOrResponses, PreferencePairs, Prompts, TrainingReward
 from specs.rounds import Rounds
@@ -31,14 +31,16 @@ class AutoregressiveRewardModel(TrainingOnTexts):
     data: PreferencePairs
     """Pairs to learn from."""
     test: PreferencePairs | None = None
-    """Held-out pairs: accuracy is reported on them beside the rule that the longer answer wins."""
+    """Held-out pairs: accuracy is reported on them beside the rule that the longer answer wins.
+    They are part of the stage: with others it is trained anew."""
     beta: Positive = 0.05
     """The inverse temperature of the Bradley-Terry model; r sums over tokens, so it is small."""
 
 
 class DPO(Rounds):
     """Direct preference optimisation (Rafailov et al., 2023) with TRL's trainer; the reference is the model that the
-    stage starts from. On given pairs, or on the best and the worst of its own samples, round by round."""
+    stage starts from, in later rounds that of the round before. On given pairs, or on the best and the worst of its own
+    samples, round by round."""
 
     produces: ClassVar[str] = "language model"
     version: ClassVar[int] = 2
@@ -57,7 +59,7 @@ class DPO(Rounds):
     min_gap: NonNegative = 0.0
     """Best and worst differ in reward by more than this; ties never make a pair."""
     beta: Positive = 0.1
-    """The weight of the KL divergence from the reference."""
+    """The weight of the KL divergence from the reference; in `rounds`, of each round's own step."""
 
     @model_validator(mode="after")
     def _has_one_source(self) -> DPO:
@@ -94,12 +96,27 @@ class QRPO(TrainingOnTexts):
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
         yield from reference_problems(graph, self.reward, self.from_)
-        for member in graph.members(self.data):
-            sampled = graph.nodes[member].entry
+        for member, sampled in _samples(graph, self.data):
             for name, calibration in calibrations(graph, self.reward):
-                if isinstance(sampled, Sample) and sampled.max_new_tokens != calibration.max_new_tokens:
+                if sampled.max_new_tokens != calibration.max_new_tokens:
                     yield (
                         ("data",),
                         f"`{name}` ranks among rollouts of at most {calibration.max_new_tokens} tokens, and the answers of "
                         f"`{member}` have at most {sampled.max_new_tokens}; give both the same `max_new_tokens`",
                     )
+                if graph.are_apart(sampled.prompts, calibration.prompts):
+                    yield (
+                        ("data",),
+                        f"`{member}` answers `{sampled.prompts}`, and `{name}` was calibrated on `{calibration.prompts}`: each "
+                        "prompt needs a log-partition of its own; give both the same `prompts`",
+                    )
+
+
+def _samples(graph: Graph, data: str) -> Iterator[tuple[str, Sample]]:
+    """The stages that sampled the answers of `data`, by name."""
+    for member in graph.members(data):
+        entry = graph.nodes[member].entry
+        if isinstance(entry, Sample):
+            yield member, entry
+        elif isinstance(entry, Label):
+            yield from _samples(graph, entry.responses)

@@ -32,8 +32,9 @@ class RL(TrainingOnline):
     transform: Transform = Identity(kind="identity")
     """A transformation of a calibrated reward; any other reward takes `identity` only."""
     algorithm: Literal["rloo", "grpo"] = "rloo"
-    """Leave-one-out baselines with the KL in the reward (Ahmadian et al., 2024), or group baselines with the KL in the
-    loss, token by token (Shao et al., 2024), neither divided by a standard deviation."""
+    """Leave-one-out baselines with the KL in the reward (Ahmadian et al., 2024), which has the optimum above, or group
+    baselines with the KL in the loss (Shao et al., 2024), where each token answers for its own divergence and not for that
+    of the tokens which follow: another optimum for more than one token. Neither is divided by a standard deviation."""
     samples: Annotated[int, Field(strict=True, ge=2)] = 4
     """Samples to each prompt of a step."""
     max_new_tokens: Count = 64
@@ -128,7 +129,8 @@ class RRHF(Rounds):
     max_new_tokens: Count = 64
     """The most tokens of a candidate that is drawn."""
     test: PreferencePairs | None = None
-    """Held-out pairs: how many the model orders right by its length-normalised log-probability, before and after."""
+    """Held-out pairs: how many the model orders right by its length-normalised log-probability, before and after. They are
+    part of the stage: with others it is trained anew."""
     rank_weight: NonNegative = 1.0
     """The weight of the ranking loss beside the fine-tuning on the best candidate."""
     sft_term: Literal["sum", "mean", "official_code"] = "sum"
@@ -137,13 +139,16 @@ class RRHF(Rounds):
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
         drawn = getattr(self.candidates, "count", 0)
+        own = getattr(self.candidates, "data", True)
         if not drawn and self.max_new_tokens != RRHF.model_fields["max_new_tokens"].default:
             yield ("max_new_tokens",), "is for candidates that the stage draws itself, and it draws none; leave it out"
         for member in graph.members(self.data):
             prompts = graph.nodes[member].produces == "prompts"
+            if prompts and not own:
+                yield ("candidates", "data"), f"`{member}` is prompts, which have no answers; leave it out"
             if prompts and not drawn:
                 yield ("data",), f"`{member}` is prompts, which have no answers; give preference pairs here"
-            if drawn == 1 and (prompts or not getattr(self.candidates, "data", True)):
+            if drawn == 1 and (prompts or not own):
                 what = f"`{member}` has no answers" if prompts else "the data's answers are no candidates"
                 yield ("candidates", "count"), f"{what}, so one candidate has nothing to be ranked against; draw more"
 
@@ -174,6 +179,15 @@ class RAFT(Rounds):
     """Prompts on which the mean reward is measured. Once a round does not raise it, the rounds after it train no more and
     give the best model there was."""
 
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        if self.kl_penalty and self.rounds == 1:
+            yield (
+                ("kl_penalty",),
+                "is taken off from the second round on, and there is one; raise `rounds`, or leave it out",
+            )
+        if self.held_out is not None and {*graph.members(self.held_out)} & {*graph.members(self.prompts)}:
+            yield ("held_out",), "are the prompts it learns from, which would tell nothing; name others"
+
 
 class BOND(TrainingOnline):
     """Best-of-N distillation, online (J-BOND, Sessa et al., arXiv 2407.14622): towards the better of two samples of an
@@ -191,6 +205,7 @@ class BOND(TrainingOnline):
     mix: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.5
     """The weight of the backward KL beside the forward KL in the Jeffreys divergence."""
     anchor_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.02
-    """How far the anchor moves towards the policy at each step."""
+    """How far the anchor moves towards the policy at each step: its weights, or each of the two factors of its adapters,
+    whose product moves so up to terms of second order."""
     kl_weight: NonNegative = 1.0
     """The weight of KL(policy || anchor)."""

@@ -82,7 +82,8 @@ class RewardModel(TrainingOnTexts):
     data: PreferencePairs
     """Pairs to learn from."""
     test: PreferencePairs | None = None
-    """Held-out pairs: accuracy is reported on them beside the rule that the longer answer wins."""
+    """Held-out pairs: accuracy is reported on them beside the rule that the longer answer wins.
+    They are part of the stage: with others it is trained anew."""
     beta: Positive = 1.0
     """The inverse temperature of the Bradley-Terry model. It sets the unit of the reward: a
     difference of 1/beta is a preference at odds e to 1."""

@@ -8,6 +8,7 @@ its own, so that a whole grid costs little more than one policy.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -189,9 +190,10 @@ def best_draw(rewards: Sequence[float], sample: int, samples: int) -> int:
     return max(range(sample, len(rewards), samples), key=lambda j: (rewards[j], -j))
 
 
-def keys(prompts: Sequence[Prompt], stream: str = "") -> list[str]:
-    """What a prompt's random numbers belong to: its content, which of its repetitions it is, and the stream."""
-    seen: dict[str, int] = {}
+def keys(prompts: Sequence[Prompt], stream: str = "", after: Sequence[str] = ()) -> list[str]:
+    """What a prompt's random numbers belong to: its content, which of its repetitions it is, and the stream. Repetitions are
+    counted on from the ids `after` which they come."""
+    seen = {prompt: count - 1 for prompt, count in Counter(after).items()}
     result = []
     for prompt in prompts:
         seen[prompt.id] = seen.get(prompt.id, -1) + 1

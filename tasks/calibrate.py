@@ -16,6 +16,7 @@ from registry.rows import Prompt
 from tasks.answers import answer
 from tasks.inputs import UNIFORMITY, prompts_of, write_lines
 from tasks.job import Job, Result
+from tasks.own_samples import Drawn, drawn_once
 from tasks.scores import Scores
 from tasks.threads import use_threads
 
@@ -25,17 +26,22 @@ def calibrate(job: Job) -> Result:
     use_threads(job.execution)
     prompts = list({p.id: p for p in prompts_of(job, "prompts")}.values())
     scores = Scores(job.execution, job.log)
-    (drawn,) = answer(
-        [job.one("reference")],
-        prompts,
-        samples=job.entry.samples + 1,
-        max_new_tokens=job.entry.max_new_tokens,
-        seed=job.seed,
-        execution=job.execution,
-        log=job.log,
-        scores=scores,
-        stream="calibrate",
-    )
+
+    def rolled_out() -> Drawn:
+        (drawn,) = answer(
+            [job.one("reference")],
+            prompts,
+            samples=job.entry.samples + 1,
+            max_new_tokens=job.entry.max_new_tokens,
+            seed=job.seed,
+            execution=job.execution,
+            log=job.log,
+            scores=scores,
+            stream="calibrate",
+        )
+        return drawn
+
+    drawn = drawn_once(job, "rollouts", rolled_out)
     rewards = np.array(scores.of(job.one("reward"), prompts, [[a.text for a in row] for row in drawn]))
     rollouts, fresh = rewards[:, :-1], rewards[:, -1]
     test = uniformity(fresh, list(rollouts), job.seed)

@@ -43,9 +43,6 @@ def train_on_candidates(
         for i, row in enumerate(rows)
     ]
     settings = arguments(job, len(rows), own_precision(job.start))
-    settings.pop("max_length")  # TRL's own
-    if lora is not None and settings["gradient_checkpointing"]:
-        model.enable_input_require_grads()
     trainer = CandidateTrainer(
         loss=loss,
         model=model,

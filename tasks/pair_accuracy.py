@@ -8,16 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.methods.comparison import accuracy, interval
-from registry.rows import Pair
+from registry.rows import Pair, Prompt
 
 
 def pair_accuracy(scores: Sequence[Sequence[float]], pairs: Sequence[Pair], *, seed: int) -> dict[str, float]:
     """Metrics `test/...` of the scores `(chosen, rejected)` of each pair: accuracy, the length rule's, and their
-    difference, with 95 % bootstrap intervals over pairs."""
+    difference, as means over prompts of the share of a prompt's pairs, with 95 % bootstrap intervals over prompts: the
+    pairs of one prompt are not independent."""
     chosen, rejected = np.array(scores, dtype=float).T
     lengths = np.array([[len(p.chosen), len(p.rejected)] for p in pairs], dtype=float)
-    right = accuracy(chosen, rejected)
-    longer = accuracy(lengths[:, 0], lengths[:, 1])
+    _, prompts = np.unique([Prompt(tuple(p.prompt)).id for p in pairs], return_inverse=True)
+    right = _by_prompt(accuracy(chosen, rejected), prompts)
+    longer = _by_prompt(accuracy(lengths[:, 0], lengths[:, 1]), prompts)
     found = {"test/pairs": float(len(pairs)), "test/mean_margin": float((chosen - rejected).mean())}
     return (
         found
@@ -27,7 +29,11 @@ def pair_accuracy(scores: Sequence[Sequence[float]], pairs: Sequence[Pair], *, s
     )
 
 
+def _by_prompt(values: NDArray[np.float64], prompts: NDArray[np.intp]) -> NDArray[np.float64]:
+    return np.bincount(prompts, values) / np.bincount(prompts)
+
+
 def spread(name: str, values: NDArray[np.float64], *, seed: int) -> dict[str, float]:
-    """The mean of one value a row with the ends of its 95 % interval, as three metrics."""
+    """The mean of one value a prompt with the ends of its 95 % interval, as three metrics."""
     measured = interval(values, confidence=0.95, resamples=2000, seed=seed)
     return {name: measured.estimate, f"{name}_low": measured.low, f"{name}_high": measured.high}

@@ -13,7 +13,7 @@ from tasks.memory import free_memory
 
 
 class Scores:
-    """Remembers every score by reward, prompt and text. One reward is in memory at a time."""
+    """Remembers every score by reward, prompt and text. One reward is in memory at a time, a weighted sum with all its parts."""
 
     def __init__(self, execution: Execution, log: Log):
         self._execution, self._log = execution, log

@@ -198,8 +198,7 @@ def _build(session: Session, work: Work) -> Stored:
 
 def _processes(session: Session, kind: str) -> int:
     """How many processes train a stage of this kind together."""
-    execution = session.study.execution
-    return execution.processes or max(1, execution.gpus) if kind in TRAINED and kind != "soup" else 1
+    return session.study.execution.training_processes if kind in TRAINED and kind != "soup" else 1
 
 
 def _task_run_id() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -22,8 +23,9 @@ def train_autoregressive_reward_model(job: Job) -> Result:
     base = load_start(job)
     answers = pair_answers(pairs_with_answers(job, "data"))
     rows, kept = training_rows(job, base.model, base.tokenizer, answers, one_prompt=True)
-    # Read before anything is spent on training.
-    tested, test = held_out(job, base, pairs_with_answers(job, "test") if job.many("test") else [])
+    # Read before anything is spent on training. As in use: a reward reads every answer as a finished one.
+    pairs = pairs_with_answers(job, "test") if job.many("test") else []
+    tested, test = held_out(job, base, [replace(p, chosen_finished=True, rejected_finished=True) for p in pairs])
     beta = job.entry.beta
 
     def loss(log_probs: Tensor, _: Tensor, __: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -52,7 +52,6 @@ def train_bond(job: Job) -> Result:
         model = get_peft_model(model, lora)
         model.add_adapter(ANCHOR, lora)
     settings = arguments(job, len(prompts), own_precision(job.start))
-    settings.pop("max_length")
 
     def loss(log_probs: Tensor, _: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
         own, best = log_probs.unbind(1)
@@ -182,5 +181,4 @@ class BondTrainer(CandidateTrainer):
             self.duel.anchor.save(Path(output_dir or self.args.output_dir))
 
     def _blame(self, rows: Sequence[int], value: float) -> str:
-        step = self.state.global_step + 1
-        return f"training diverged: the loss is {value} at step {step}; lower `learning_rate` or `kl_weight`"
+        return f"training diverged: {self._met(value)}; lower `learning_rate` or `kl_weight`"

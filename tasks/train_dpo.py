@@ -48,7 +48,10 @@ def train_dpo(job: Job) -> Result:
         # With an adapter the reference is the model without it; else the same weights, in the same precision.
         ref_model=None if lora else load_language_model(job.start, precision="fp32").model,
         args=DPOConfig(
-            **arguments(job, len(columns), own_precision(job.start)), beta=job.entry.beta, disable_dropout=False
+            **arguments(job, len(columns), own_precision(job.start)),
+            max_length=None,
+            beta=job.entry.beta,
+            disable_dropout=False,
         ),
         train_dataset=numbered(columns),
         processing_class=base.tokenizer,

@@ -77,7 +77,7 @@ def train_prefix_scorer(job: Job) -> Result:
     body = base.model if lora is None else get_peft_model(base.model, lora)
     reference = _reference(job) if isinstance(entry, QScorer) else None
     settings = arguments(job, len(rows), own_precision(job.start))
-    settings.pop("max_length")
+    settings["ddp_find_unused_parameters"] = lora is None  # no token is predicted: an output head apart has no gradient
     trainer = PrefixTrainer(
         model=Scorer(body, head, reference),
         args=TrainingArguments(**settings, remove_unused_columns=False),

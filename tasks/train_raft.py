@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -134,10 +135,7 @@ def _judge(job: Job, prompts: Sequence[Prompt], before: Array) -> dict[str, floa
     if not risen:
         job.log.note("the held-out reward did not rise: the model stays as it was, and later rounds train no more")
         for name in (ADAPTER, WEIGHTS):
-            for path in sorted((job.out / name).rglob("*"), reverse=True):
-                path.unlink()
-            if (job.out / name).is_dir():
-                (job.out / name).rmdir()
+            shutil.rmtree(job.out / name, ignore_errors=True)
     return (
         {"trained": float(risen)}
         | spread("held_out/before", before, seed=job.seed)

@@ -37,7 +37,7 @@ def train_reward_model(job: Job) -> Result:
     center = job.entry.center / job.entry.beta**2 or None
     trainer = CarefulReward(
         model=model,
-        args=RewardConfig(**config, disable_dropout=False, center_rewards_coefficient=center),
+        args=RewardConfig(**config, max_length=None, disable_dropout=False, center_rewards_coefficient=center),
         train_dataset=numbered(columns),
         processing_class=base.tokenizer,
         peft_config=lora_config(job.entry, "SEQ_CLS", modules_to_save=["score"]),

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -47,7 +49,6 @@ def train_rl(job: Job) -> Result:
     # The mean of a group of n holds the sample itself, so GRPO's reward counts (n - 1) / n, and the KL must no more.
     weight = entry.beta * (1.0 if entry.algorithm == "rloo" else 1 - 1 / entry.samples)
     settings = arguments(job, len(prompts), own_precision(job.start), each=entry.samples)
-    settings.pop("max_length")
     settings |= {
         "num_generations": entry.samples,
         "max_completion_length": entry.max_new_tokens,
@@ -77,10 +78,15 @@ def train_rl(job: Job) -> Result:
     trainer.sampling = sampling
     curve = train(trainer, job)
     save(trainer, job)
-    last = [entry for entry in trainer.state.log_history if "reward" in entry]
-    found = {f"train/first_{k}": last[0][k] for k in ("reward", "kl") if last and k in last[0]}
-    found |= {f"train/last_{k}": last[-1][k] for k in ("reward", "kl") if last and k in last[-1]}
-    return Result({"prompts": float(len(prompts))} | curve | {k: float(v) for k, v in found.items()})
+    logged = [entry for entry in trainer.state.log_history if "reward" in entry]
+    names = {"reward": "reward", "kl": "kl_per_token"}  # what TRL logs as `kl` is a mean over tokens
+    found = {
+        f"train/{when}_{name}": float(entry[key])
+        for when, entry in zip(("first", "last"), (logged[0], logged[-1]) if logged else (), strict=False)
+        for key, name in names.items()
+        if key in entry
+    }
+    return Result({"prompts": float(len(prompts))} | curve | found)
 
 
 def _reward(job: Job, tokenizer: Any) -> Callable[..., list[float]]:
@@ -121,13 +127,16 @@ class Sampling:
     def draw(
         self, model: Any, prompts: Sequence[Prompt], samples: int, stream: str, step: int
     ) -> list[list[list[int]]]:
-        """`[prompt][sample]`, the tokens of each, after `step` optimizer steps."""
+        """`[prompt][sample]`, the tokens of each, after `step` optimizer steps. All processes draw at once, each for prompts
+        of its own; one that stands in several is drawn for anew in each."""
+        ids = gather_object([[prompt.id for prompt in prompts]])
+        before = [one for share in ids[: PartialState().process_index] for one in share]
         try:
             with self.as_in_training(model):
                 drawn = sample(
                     model,
                     self.encode([p.messages for p in prompts]),
-                    keys=keys(prompts, f"{stream} step {step}"),
+                    keys=keys(prompts, f"{stream} step {step}", before),
                     samples=samples,
                     seed=self.job.seed,
                     max_new_tokens=self.job.entry.max_new_tokens,

@@ -32,7 +32,7 @@ def fit(job: Job, base: LanguageModel, rows: Sequence[Tokenised]) -> dict[str, f
     lora = lora_config(job.entry, "CAUSAL_LM")
     trainer = CarefulSFT(
         model=base.model,
-        args=SFTConfig(**arguments(job, len(columns), own_precision(job.start))),
+        args=SFTConfig(**arguments(job, len(columns), own_precision(job.start)), max_length=None),
         train_dataset=numbered(columns),
         processing_class=base.tokenizer,
         peft_config=lora,

@@ -99,17 +99,26 @@ class Careful(MixedInto):
         return loss * (real / self._mean_size) if self.mean_of_rows and self._mean_size else loss
 
     def _blame(self, rows: Sequence[int], value: float) -> str:
+        if self.is_fsdp_enabled:  # asking the model again would wait for the other processes' parts of it
+            return (
+                f"{self._met(value)} because of one of {self._named(rows)}; mend or remove it, or lower `learning_rate`"
+            )
         with _gathering(self.accelerator, lambda own: own):  # the other processes may have nothing to blame
             return self._told(rows, value)
 
+    def _met(self, value: float) -> str:
+        return f"the loss is {value} at step {self.state.global_step + 1}"
+
+    def _named(self, rows: Sequence[int]) -> str:
+        return ", ".join(self.name_row(row) for row in rows)
+
     def _told(self, rows: Sequence[int], value: float) -> str:
-        step = self.state.global_step + 1
         others = [row for row in range(len(self.train_dataset)) if row not in rows][:5]
-        if step > 1 and sum(not math.isfinite(loss_of(self, [row])) for row in others) >= len(others) / 2:
-            return f"training diverged: the loss is {value} at step {step}; lower `learning_rate`"
+        spoilt = sum(not math.isfinite(loss_of(self, [row])) for row in others)
+        if self.state.global_step and spoilt >= len(others) / 2:
+            return f"training diverged: {self._met(value)}; lower `learning_rate`"
         bad = [row for row in rows if not math.isfinite(loss_of(self, [row]))]
-        named = ", ".join(self.name_row(row) for row in (bad or rows))
-        return f"the loss is {value} at step {step} because of {named}; mend or remove it"
+        return f"{self._met(value)} because of {self._named(bad or rows)}; mend or remove it"
 
 
 def _unequal_parts(own: Tensor) -> Tensor:

@@ -211,10 +211,6 @@ def arguments(job: Job, rows: int, precision: str, *, each: int = 1) -> dict[str
     adapters in fp32."""
     entry = job.entry
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if entry.batch_size % processes:  # whole rows: what is sampled to one prompt is compared in one process
-        raise UserError(
-            f"`batch_size: {entry.batch_size}` does not divide among {processes} processes; change one of them"
-        )
     share = entry.batch_size // processes * each
     micro = _micro_batch(share, job.execution.micro_batch)
     steps = math.ceil(entry.epochs * math.ceil(rows / entry.batch_size))
@@ -230,7 +226,6 @@ def arguments(job: Job, rows: int, precision: str, *, each: int = 1) -> dict[str
         "warmup_steps": entry.warmup_steps,
         "weight_decay": entry.weight_decay,
         "max_grad_norm": 1.0,
-        "max_length": None,
         "logging_steps": max(1, steps // 50),
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would put a mean in the place of a loss that is none

@@ -108,8 +108,8 @@ def uniformity(fresh: Array, rollouts_by_prompt: Sequence[Array], seed: int) -> 
 
     Each prompt gives (#{<} + V (#{=} + 1)) / (M + 1) with V ~ Uniform(0, 1): the randomised probability integral
     transform. A fresh draw is equally likely in any place among the M + 1, so this is Uniform(0, 1) exactly, ties or
-    none, where `mid_rank` takes few values. A small p-value says that the rollouts came from another policy or other
-    settings of sampling.
+    none, where `mid_rank` takes few values. A small p-value says that fresh answers and rollouts do not come from one
+    distribution by independent draws.
 
     Args:
         fresh: [P], the reward of one new draw of the reference a prompt.

@@ -287,9 +287,9 @@ def test_a_server_that_asks_who_is_there_is_there(status: int, there: bool) -> N
 
 
 def test_more_gpus_than_there_are_is_exit_status_4(folder: Path) -> None:
-    done = alignflow(folder, "run", "s.yaml", "--set", "execution.gpus=64", CUDA_VISIBLE_DEVICES="")
+    done = alignflow(folder, "run", "s.yaml", "--set", "execution.gpus=8", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 4
-    assert "`execution.gpus: 64`, and this machine shows 0" in done.stderr
+    assert "`execution.gpus: 8`, and this machine shows 0" in done.stderr
 
 
 def test_show_and_report_of_what_is_not_built_say_so(folder: Path) -> None:

@@ -71,6 +71,39 @@ def test_samples_and_rollouts_are_equally_long(tmp_path: Path) -> None:
     assert problems(tmp_path, STAGES["qrpo"].replace("rolls", "pairs"), longest=64) == []
 
 
+def test_so_are_pairs_of_samples_and_rewards_that_a_sum_holds(tmp_path: Path) -> None:
+    def told(stage: str, more: str) -> list[str]:
+        cal = "cal: {do: calibrate, reward: joy, reference: base, prompts: prompts, max_new_tokens: 64}"
+        head = HEAD.replace(
+            "joy: {kind: lexicon}", "joy: {kind: lexicon}, both: {kind: weighted, of: {joy: 1, cal: 2}}"
+        )
+        return refusals(tmp_path, f"{head}  {cal}\n  {more}\n  made: {{{stage}}}\n")
+
+    labelled = "paired: {do: label, responses: rolls, reward: joy}"
+    assert told(STAGES["qrpo"].replace("rolls", "paired"), labelled) == [
+        "stages.made.data  `cal` ranks among rollouts of at most 64 tokens, and the answers of `rolls` have at most 32; "
+        "give both the same `max_new_tokens`"
+    ]
+    assert told(STAGES["rl"].replace("cal", "both"), "") == [
+        "stages.made.max_new_tokens  `cal` ranks among rollouts of at most 64 tokens, and here samples have at most 32; "
+        "give both the same `max_new_tokens`"
+    ]
+
+
+def test_answers_to_one_part_of_a_split_are_not_ranked_by_what_was_calibrated_on_another(tmp_path: Path) -> None:
+    def told(rolls: str, calibrated: str) -> list[str]:
+        head = HEAD.replace("./p.jsonl, format: prompt", "./p.jsonl, format: prompt, split: {one: 4, two: 4}")
+        head = head.replace("from: other, prompts: prompts", f"from: other, prompts: {rolls}")
+        cal = f"do: calibrate, reward: joy, reference: base, prompts: {calibrated}, max_new_tokens: 32"
+        return refusals(tmp_path, f"{head}  cal: {{{cal}}}\n  made: {{{STAGES['qrpo']}}}\n")
+
+    assert told("prompts.one", "prompts.one") == []
+    assert told("prompts.two", "prompts.one") == [
+        "stages.made.data  `rolls` answers `prompts.two`, and `cal` was calibrated on `prompts.one`: each prompt needs a "
+        "log-partition of its own; give both the same `prompts`"
+    ]
+
+
 def test_what_is_not_calibrated_or_not_there_is_said_once(tmp_path: Path) -> None:
     assert problems(tmp_path, STAGES["rl"].replace("cal", "joy"), "other") == []
     assert problems(tmp_path, STAGES["rl"].replace("from: base", "from: bose")) == [

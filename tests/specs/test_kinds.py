@@ -13,6 +13,7 @@ name: s
 models: {base: {source: ./m}}
 data:
   prompts: {source: ./p.jsonl, format: prompt}
+  others: {source: ./o.jsonl, format: prompt}
   pairs: {source: ./q.jsonl, format: preference}
 rewards: {joy: {kind: lexicon}}
 stages:
@@ -55,6 +56,24 @@ def test_a_stage_that_ranks_the_datas_own_answers_takes_no_length_of_drawn_ones(
         "stages.a.max_new_tokens  is for candidates that the stage draws itself, and it draws none; leave it out"
     ]
     assert problems(tmp_path, ranked) == []
+
+
+def test_what_could_have_no_effect_is_refused(tmp_path: Path) -> None:
+    ranked = "do: rrhf, from: base, reward: joy, candidates: {by: beam, data: false}"
+    told = "stages.a.candidates.data  `prompts` is prompts, which have no answers; leave it out"
+    assert problems(tmp_path, f"{ranked}, data: prompts") == [told]
+    assert problems(tmp_path, f"{ranked}, data: pairs") == []
+    raft = "do: raft, from: base, prompts: prompts, reward: joy, kl_penalty: 0.1"
+    told = "is taken off from the second round on, and there is one; raise `rounds`, or leave it out"
+    assert problems(tmp_path, raft) == [f"stages.a.kl_penalty  {told}"]
+    assert problems(tmp_path, f"{raft}, rounds: 2") == []
+
+
+def test_prompts_that_are_learnt_from_are_not_held_out(tmp_path: Path) -> None:
+    told = "are the prompts it learns from, which would tell nothing; name others"
+    raft = "do: raft, from: base, prompts: prompts, reward: joy"
+    assert problems(tmp_path, f"{raft}, held_out: prompts") == [f"stages.a.held_out  {told}"]
+    assert problems(tmp_path, f"{raft}, held_out: others") == []
 
 
 @pytest.mark.parametrize("how", ["sample", "beam", "diverse_beam"])

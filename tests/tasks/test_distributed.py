@@ -144,10 +144,8 @@ def test_so_have_two_that_hold_a_part_each(study: Any, tmp_path: Path, split: No
 
 
 @pytest.mark.slow
-def test_what_is_the_persons_to_mend_is_told_as_from_one_process(study: Any, tmp_path: Path) -> None:
-    (outcome, (kind, text, _)), _ = together(study("sft", "batch_size: 3"), tmp_path / "two")
-    assert (outcome, kind) == ("failed", "user")
-    assert text == "`batch_size: 3` does not divide among 2 processes; change one of them"
+def test_so_have_they_where_a_step_draws_for_a_prompt_in_both(study: Any, tmp_path: Path) -> None:
+    compare(study("rl", rows=2), tmp_path)  # four prompts a step
 
 
 @pytest.mark.slow

@@ -194,7 +194,7 @@ def test_experts_of_four_bits_are_averaged_exactly(folder: Path, written: str, i
 
 
 def test_sharding_that_cannot_split_four_bits_is_refused(folder: Path) -> None:
-    view = stages.study(folder, SOUP.replace("delta", "weights") + "execution: {sharding: fsdp}\n")
+    view = stages.study(folder, SOUP.replace("delta", "weights") + "execution: {sharding: fsdp, gpus: 2}\n")
     assert view.problems() == [
         (
             ("execution", "sharding"),

@@ -286,14 +286,14 @@ def test_all_weights_of_a_hub_model_are_trained_against_the_revision_that_is_nam
     letters.language_model(cache / revision)
     fields = f"algorithm: {algorithm}, lora: null, samples: 2, batch_size: 2"
     built = stages.build(study(fields, source=f'letters/eight, revision: "{revision}"'), "made")
-    assert built.metrics["train/first_kl"] == pytest.approx(0, abs=1e-6)
+    assert built.metrics["train/first_kl_per_token"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_the_models_own_dropout_is_off(study: Study, tmp_path: Path, algorithm: str) -> None:
     of = letters.language_model(tmp_path / "of", kind="GPTNeoX", num_key_value_heads=4, hidden_dropout=0.5)
     built = stages.build(study(f"algorithm: {algorithm}, {LORA}, samples: 4, batch_size: 2", source=of), "made")
-    assert built.metrics["train/first_kl"] == pytest.approx(0, abs=1e-6)
+    assert built.metrics["train/first_kl_per_token"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("lora", [LORA, "lora: null"])
@@ -306,7 +306,7 @@ def test_beside_bf16_the_policy_samples_in_it_and_starts_at_its_reference_too(
         sampler, "inverse_cdf", lambda logits, u, **rule: drawn.append(logits) or library(logits, u, **rule)
     )
     built = stages.build(study(f"{lora}, samples: 4, batch_size: 2", precision="bf16"), "made")
-    assert built.metrics["train/first_kl"] == pytest.approx(0, abs=1e-6)
+    assert built.metrics["train/first_kl_per_token"] == pytest.approx(0, abs=1e-6)
     assert drawn and all(torch.equal(logits, logits.bfloat16().to(logits)) for logits in drawn)
     assert {tensor.dtype for tensor in stages.weights(built).values()} == {torch.float32}
 
