@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from registry.artifacts import WEIGHTS, Artifact, bottom
 from registry.beside import fold, lay
@@ -65,6 +65,13 @@ def source_folder(artifact: Artifact) -> tuple[str, dict[str, Any]]:
     if entry.revision is not None:
         return expand_environment(entry.source, os.environ), {"revision": entry.revision}
     return str(local_folder(entry.source)), {}
+
+
+def config_of(artifact: Artifact) -> Any:
+    """The configuration of the external model below."""
+    below = root(artifact)
+    folder, where = source_folder(below)
+    return pretrained(below.name, AutoConfig.from_pretrained, folder, **where)
 
 
 def own_precision(artifact: Artifact) -> str:

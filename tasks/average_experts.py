@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from registry.artifacts import ADAPTER, WEIGHTS, Artifact
-from registry.language_models import DTYPES, load_language_model, load_tokenizer, own_precision
+from registry.language_models import DTYPES, config_of, load_language_model, load_tokenizer, own_precision
 from registry.methods import soup
 from registry.reward_models import load_reward_model, with_score_head
 from registry.updates import PREFIX, Expert, average_heads, expert_of, save_update, soup_weights
@@ -86,8 +87,11 @@ def _check_loaded(
     heads: dict[str, Tensor],
     weights: Sequence[float],
 ) -> float:
-    """Loads what was written. Its largest relative error; raises if it is no rounding, or if nothing has changed."""
-    model = load_language_model(shared, precision="fp32").model
+    """Loads what was written, on the shared model without its weights. Its largest relative error; raises if it is no
+    rounding, or if nothing has changed."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(shared))
+    model = model.to_empty(device="cpu")  # memory that nothing touches
     if heads:
         model = with_score_head(model, 0)
     loaded = PeftModel.from_pretrained(model, str(job.out / ADAPTER))
@@ -99,6 +103,7 @@ def _check_loaded(
     same = [True] * len(experts)
     for module, parts in mixed.items():
         found = layers[module].get_delta_weight("default")
+        found = found.T if layers[module].fan_in_fan_out else found  # as GPT-2 holds its weights
         largest = max(largest, _apart(found, _product(parts)))
         for number, expert in enumerate(experts):
             same[number] &= _apart(found, _product(expert.update.get(module, ()))) <= TOLERANCE

@@ -14,16 +14,18 @@ Small matrix products cost mostly their call, so there is one more a module, not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from registry.methods.soup import Update, joined
 
 # Ranks are filled up to a multiple of this: matrix kernels want rows of whole 16 bytes.
 GRAIN = 8
+Layer: TypeAlias = nn.Linear | Conv1D
 
 
 class RowWeights:
@@ -36,7 +38,7 @@ class RowWeights:
         self._dtypes: list[torch.dtype] = []
         self._scales: list[Tensor] = []
         """Per layout [rows, 1, ranks]: the weights for the coming pass."""
-        self._adapted: list[nn.Linear] = []
+        self._adapted: list[Layer] = []
 
     def set(self, weights: Tensor) -> None:
         """The weights of the coming forward passes, [rows, experts], in the order of the batch's rows. They are taken
@@ -82,7 +84,7 @@ def install(model: nn.Module, experts: Sequence[Update]) -> RowWeights:
         owners = [number for number, part in parts for _ in range(len(part.A))]
         spare = -len(owners) % GRAIN
         owners += [0] * spare
-        weight = linear.weight
+        weight = _outputs_first(linear)
         whole = joined([part for _, part in parts])
         A, B = F.pad(whole.A, (0, 0, 0, spare)).to(weight), F.pad(whole.B, (0, spare)).to(weight)
         layout = layouts.setdefault((*owners, weight.device, weight.dtype), len(layouts))
@@ -90,8 +92,9 @@ def install(model: nn.Module, experts: Sequence[Update]) -> RowWeights:
             handle._owners.append(torch.tensor(owners, device=weight.device))
             handle._dtypes.append(weight.dtype)
         both = torch.cat([weight, B], dim=1)
-        weight.data = both[:, : linear.in_features]
-        linear.forward = _forward(handle, layout, A, both, linear.bias)  # type: ignore[assignment,method-assign]
+        own = both[:, : weight.shape[1]]
+        linear.weight.data = own.T if isinstance(linear, Conv1D) else own
+        linear.forward = _forward(handle, layout, A, both, linear.bias)  # type: ignore[method-assign]
         handle._adapted.append(linear)
     return handle
 
@@ -110,15 +113,21 @@ def _forward(
     return forward
 
 
-def _layer(name: str, module: nn.Module | None, experts: Sequence[Update]) -> nn.Linear:
+def _outputs_first(layer: Layer) -> Tensor:
+    """The weight [outputs, inputs]; GPT-2 holds it the other way round."""
+    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+
+
+def _layer(name: str, module: nn.Module | None, experts: Sequence[Update]) -> Layer:
     """The module that an update is of, if it can be laid there."""
     # A subclass (quantised, wrapped) computes something else than x W'.
-    if type(module) is not nn.Linear:
+    if type(module) is not nn.Linear and type(module) is not Conv1D:
         kind = "no module" if module is None else f"`{type(module).__name__}`"
         raise ValueError(f"an expert adapts {name}, which is {kind} in this model; it must be a plain linear layer")
     if "forward" in vars(module):
         raise ValueError(f"{name} has been given another forward pass already (row weights, or offloading)")
     shapes = {(len(part.B), part.A.shape[1]) for update in experts for part in update.get(name, ())}
-    for shape in shapes - {tuple(module.weight.shape)}:
-        raise ValueError(f"an update of {name} is {list(shape)}; the layer is {list(module.weight.shape)}")
+    own = tuple(_outputs_first(module).shape)
+    for shape in shapes - {own}:
+        raise ValueError(f"an update of {name} is {list(shape)}; the layer is {list(own)}")
     return module

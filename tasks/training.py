@@ -11,19 +11,17 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoConfig, set_seed
+from transformers import set_seed
 from trl.trainer.utils import disable_dropout_in_model
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import Message, cut_left, encode_answer, encode_dialogue, encode_prompt
 from registry.language_models import (
     LanguageModel,
+    config_of,
     load_language_model,
     load_tokenizer,
     own_precision,
-    pretrained,
-    root,
-    source_folder,
 )
 from registry.reward_models import reads, unused_id
 from registry.rows import Pair, Prompt, percent, too_many
@@ -144,10 +142,8 @@ def without_dropout(model: Any) -> None:
 def without_weights(job: Job) -> LanguageModel:
     """The model that the stage goes on from as far as its settings and its tokenizer tell: which rows it can read is known
     before other models are loaded and asked."""
-    below = root(job.start)
-    folder, where = source_folder(below)
-    config = pretrained(below.name, AutoConfig.from_pretrained, folder, **where)
-    return LanguageModel(SimpleNamespace(config=config), load_tokenizer(below), own_precision(below))
+    config = config_of(job.start)
+    return LanguageModel(SimpleNamespace(config=config), load_tokenizer(job.start), own_precision(job.start))
 
 
 def load_start(job: Job) -> LanguageModel:

@@ -12,6 +12,7 @@ import stages
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from registry.language_models import load_language_model
 from registry.reward_models import load_reward_model
@@ -91,6 +92,33 @@ def test_delta_is_the_average_of_whole_weights(
     first, second = (state(folder, name) for name in pair)
     for key, tensor in soup.items():
         torch.testing.assert_close(tensor, weights[0] * first[key] + weights[1] * second[key], rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_holds_its_weights_the_other_way_round_has_soups_too(tmp_path: Path) -> None:
+    config = GPT2Config(
+        vocab_size=261, n_embd=32, n_layer=2, n_head=4, eos_token_id=1, bos_token_id=None, pad_token_id=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    tiny.write_lines(
+        tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "bc" * n, "rejected": "d"} for n in (1, 2, 3)]
+    )
+    view = stages.study(
+        tmp_path,
+        """\
+models: {base: {source: ./model, precision: fp32}}
+data: {pairs: {source: ./pairs.jsonl, format: preference}}
+rewards: {length: {kind: length}}
+stages:
+  one: {do: sft, from: base, data: pairs, learning_rate: 1e-2}
+  other: {do: sft, from: base, data: pairs, learning_rate: 1e-2, seed: 5}
+  soup: {do: soup, experts: [one, other], weights: [0.3, 0.7]}
+""",
+    )
+    one, other, soup = (of(stages.build(view, name)) for name in ("one", "other", "soup"))
+    for key, tensor in soup.items():
+        torch.testing.assert_close(tensor, 0.3 * one[key] + 0.7 * other[key], rtol=1e-5, atol=1e-6)
+    assert any((one[key] - other[key]).abs().max() > 1e-3 for key in one)
 
 
 def test_without_weights_the_experts_count_alike(cook: Cook, folder: Path) -> None:

@@ -11,7 +11,9 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
+from registry.beside import fold
 from registry.methods.soup import Factor, delta
 from specs.spread import simplex
 from tasks.row_lora import install
@@ -98,6 +100,28 @@ def test_the_head_that_shares_the_embeddings_weight_can_be_adapted_alone() -> No
     [part] = head["lm_head"]
     near(found[0], (logits(model, ids) + 0.1 * hidden @ part.A.T @ part.B.T)[0])
     near(found[1], logits(model, ids)[1])
+
+
+def test_layers_that_hold_their_weights_the_other_way_round_are_no_exception() -> None:
+    config = transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    layers = {name: m.weight.shape for name, m in model.named_modules() if isinstance(m, Conv1D)}
+    assert len(layers) == 8
+    update = {
+        name: [Factor(torch.randn(3, inputs) * 0.2, torch.randn(outputs, 3) * 0.2, 1.5)]
+        for name, (inputs, outputs) in layers.items()
+    }
+    whole = copy.deepcopy(model)
+    fold(whole, update)
+    ids = tokens(2)
+    with install(model, [update]) as weights:
+        weights.set(torch.tensor([[1.0], [0.0]]))
+        found = logits(model, ids)
+    near(found[0], logits(whole, ids)[0])
+    near(found[1], logits(model, ids)[1])
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 def test_a_layer_with_a_bias_keeps_it() -> None:
