@@ -16,6 +16,7 @@ import stages
 import tiny
 import torch
 from closed_forms import log_partition
+from deaths import dies, dying
 from scipy.stats import kstest
 from transformers import AutoModelForCausalLM
 
@@ -130,6 +131,17 @@ def built(view: Any) -> Build:
         return known.get(name)  # of what is no stage nothing is asked
 
     return build
+
+
+def test_rollouts_outlive_a_reward_that_fails(view: Any, built: Build, tmp_path: Path) -> None:
+    into = tmp_path / "cal"
+    with dying(into) as patch:
+        patch.setattr(Scores, "of", dies)
+        stages.build(view, "cal", into=into)
+    resumed = stages.build(view, "cal", into=into)
+    assert ("note", "the samples of the run before are taken up") in resumed.events
+    assert not resumed.finished("responses") and built("cal").finished("responses")
+    assert resumed.metrics == built("cal").metrics
 
 
 def draws(view: Any, name: str, samples: int, limit: int = 4, stream: str = "calibrate") -> list[list[str]]:

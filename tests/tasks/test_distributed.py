@@ -144,6 +144,12 @@ def test_so_have_two_that_hold_a_part_each(study: Any, tmp_path: Path, split: No
 
 
 @pytest.mark.slow
+def test_so_has_a_scorer_on_a_model_whose_output_head_it_does_not_read(study: Any, tmp_path: Path) -> None:
+    model = tiny.language_model(tmp_path / "model", tie_word_embeddings=False)
+    compare(study("prefix", f"{FIELDS}, lora: null", model=model), tmp_path)
+
+
+@pytest.mark.slow
 def test_so_have_they_where_a_step_draws_for_a_prompt_in_both(study: Any, tmp_path: Path) -> None:
     compare(study("rl", rows=2), tmp_path)  # four prompts a step
 
