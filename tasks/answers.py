@@ -29,7 +29,7 @@ from specs.soup import Soup
 from tasks.job import Log
 from tasks.memory import free_memory
 from tasks.row_lora import install
-from tasks.sampler import sample
+from tasks.sampler import NotFinite, sample
 from tasks.scores import Scores
 from tasks.slot_cache import check_room
 
@@ -132,7 +132,7 @@ def draw(
     loaded = load_language_model(shared, four_bits="rounded" if is_rounded(model) else None)
     encoded = [encode_prompt(loaded.tokenizer, p.messages) for p in prompts]
     leave_room(model.name, loaded.model, encoded, max_new_tokens)
-    with _mixed(rules, loaded.model, len(prompts)) as on_rows:
+    with naming(model.name, prompts), _mixed(rules, loaded.model, len(prompts)) as on_rows:
         drawn = sample(
             loaded.model,
             encoded * len(rules),
@@ -150,6 +150,21 @@ def draw(
         )
     rows = [[Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished) for s in row] for row in drawn]
     return [rows[start : start + len(prompts)] for start in range(0, len(rows), len(prompts))]
+
+
+@contextmanager
+def naming(model: str, prompts: Sequence[Prompt]) -> Iterator[None]:
+    """Logits that are no numbers, told with the prompt as the person knows it."""
+    try:
+        yield
+    except NotFinite as error:
+        asked = ending(prompts[error.prompt % len(prompts)])
+        raise UserError(f"`{model}` gives logits that are no numbers to {asked}; look at its weights") from error
+
+
+def ending(prompt: Prompt) -> str:
+    """A prompt as the person knows it again."""
+    return repr(prompt.messages[-1]["content"][-60:])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.sampler import FIRST_ROOM, PREFILL
+from tasks.sampler import FIRST_ROOM, PREFILL, NotFinite
 from tasks.slot_cache import Prefill, SlotCache, check_room, evaluating, prefill
 
 # Ended hypotheses are ranked by their sum of log-probabilities over their length to this power.
@@ -213,7 +213,7 @@ class _Search:
     def advance(self, choices: _Choices) -> None:
         """One step of every group that has not ended."""
         if not all(choices[beam.row] for beam in self.live):
-            raise ValueError(f"prompt {self.prompt}: the model gave logits that are not finite")
+            raise NotFinite(self.prompt, str(self.prompt))
         chosen: Counter[int] = Counter()
         for group in self.groups:
             if group.live:

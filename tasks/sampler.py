@@ -28,6 +28,14 @@ PREFILL = 16
 FIRST_ROOM = 128
 
 
+class NotFinite(ValueError):
+    """A model gave logits that are no finite numbers; `prompt` is the place of the prompt they were to."""
+
+    def __init__(self, prompt: int, key: str):
+        super().__init__(f"prompt {key}: the model gave logits that are not finite")
+        self.prompt = prompt
+
+
 @dataclass(frozen=True)
 class Sample:
     """One response: its tokens, the end-of-sequence token included if it was reached."""
@@ -257,8 +265,7 @@ class _Batch:
             seat = self.seats[slot]
             assert seat is not None
             if token < 0:
-                key = self.request.keys[seat.prompt]
-                raise ValueError(f"prompt {key}: the model gave logits that are not finite")
+                raise NotFinite(seat.prompt, self.request.keys[seat.prompt])
             seat.ids.append(token)
             if token in self.request.eos_ids or len(seat.ids) == self.request.max_new_tokens:
                 ended.append(seat)

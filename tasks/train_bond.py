@@ -74,6 +74,7 @@ def train_bond(job: Job) -> Result:
     trainer.add_callback(anchor)
     if resumed := last_checkpoint(job.scratch / "checkpoints"):
         anchor.load(resumed)
+    sampling.rehearse(trainer.model, 2 * trainer.args.per_device_train_batch_size)
     curve = train(trainer, job)
     if lora is not None:
         trainer.model.delete_adapter(ANCHOR)

@@ -21,14 +21,15 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from registry.dialogue_text import Message, decode_answer, encode_prompt
 from registry.language_models import LanguageModel, load_language_model, own_precision
 from registry.log_probs import with_log_probs
+from registry.prefix_scorers import hidden_states
 from registry.rewards import scorer
 from registry.rows import Prompt
 from specs.calibration import Calibrate
 from specs.problems import UserError
-from tasks.answers import keys, leave_room
+from tasks.answers import ending, keys, leave_room, naming
 from tasks.inputs import prompts_of
 from tasks.job import Job, Result
-from tasks.sampler import sample
+from tasks.sampler import NotFinite, sample
 from tasks.threads import use_threads
 from tasks.trainer import save, train, whole
 from tasks.training import arguments, load_start, lora_config
@@ -76,6 +77,7 @@ def train_rl(job: Job) -> Result:
         trainer.beta = weight
         trainer.ref_model = with_log_probs(load_language_model(job.start, precision=base.precision).model)
     trainer.sampling = sampling
+    sampling.rehearse(trainer.model, trainer.args.per_device_train_batch_size)
     curve = train(trainer, job)
     save(trainer, job)
     logged = [entry for entry in trainer.state.log_history if "reward" in entry]
@@ -113,6 +115,18 @@ class Sampling:
         self.bf16 = own_precision(job.start) == "bf16"
         encoded = self.encode([p.messages for p in prompts])
         leave_room(job.start.name, base.model, encoded, job.entry.max_new_tokens)
+        self.longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
+        self.prompts, self.ids = prompts, encoded[self.longest]
+
+    @torch.no_grad()
+    def rehearse(self, model: Any, rows: int) -> None:
+        """One forward pass before the first step, of `rows` answers to the longest prompt that are as long as any may be.
+        Raises `UserError` where it gives no numbers."""
+        longest = self.ids + self.ids[-1:] * self.job.entry.max_new_tokens
+        ids = torch.tensor([longest] * rows, device=model.get_input_embeddings().weight.device)
+        with self.as_in_training(model), naming(self.job.start.name, self.prompts):
+            if not hidden_states(model, input_ids=ids).isfinite().all():
+                raise NotFinite(self.longest, str(self.longest))
 
     def encode(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
         return [
@@ -143,11 +157,13 @@ class Sampling:
                     eos_ids=self.eos_ids,
                     rows=self.job.execution.rows,
                 )
-        except ValueError as error:
-            if step == 0:
-                raise
+        except NotFinite as error:
+            with naming(self.job.start.name, prompts):
+                if step == 0:
+                    raise
             raise UserError(
-                f"training diverged: the logits are no numbers at step {step + 1}; lower `learning_rate`"
+                f"training diverged: the logits to {ending(prompts[error.prompt])} are no numbers at step {step + 1}; lower "
+                "`learning_rate`, or leave that prompt out"
             ) from error
         return [[list(s.ids) for s in row] for row in drawn]
 

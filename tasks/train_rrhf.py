@@ -16,7 +16,7 @@ from registry.methods import rrhf
 from registry.rows import Pair, Prompt
 from specs.problems import UserError
 from specs.reward_training import DataCandidates, DiverseBeamCandidates, SampledCandidates
-from tasks.answers import Answer, leave_room
+from tasks.answers import Answer, leave_room, naming
 from tasks.beam import beam_search
 from tasks.candidates import held_out, pairs_with_answers, train_on_candidates
 from tasks.inputs import pairs_of, prompts_of
@@ -125,18 +125,19 @@ def _beams(job: Job, prompts: Sequence[Prompt]) -> Drawn:
     loaded = load_language_model(job.start)
     encoded = [encode_prompt(loaded.tokenizer, p.messages) for p in prompts]
     leave_room(job.start.name, loaded.model, encoded, job.entry.max_new_tokens)
-    found = beam_search(
-        loaded.model,
-        encoded,
-        beams=how.count,
-        groups=how.count if diverse else 1,
-        diversity=how.diversity if diverse else 0.0,
-        temperature=how.temperature if diverse else 1.0,
-        max_new_tokens=job.entry.max_new_tokens,
-        eos_ids=loaded.eos_ids,
-        rows=max(job.execution.rows, how.count),
-        on_progress=lambda done, total: job.log.progress(done, total, "prompts"),
-    )
+    with naming(job.start.name, prompts):
+        found = beam_search(
+            loaded.model,
+            encoded,
+            beams=how.count,
+            groups=how.count if diverse else 1,
+            diversity=how.diversity if diverse else 0.0,
+            temperature=how.temperature if diverse else 1.0,
+            max_new_tokens=job.entry.max_new_tokens,
+            eos_ids=loaded.eos_ids,
+            rows=max(job.execution.rows, how.count),
+            on_progress=lambda done, total: job.log.progress(done, total, "prompts"),
+        )
     drawn = [[Answer(decode_answer(loaded.tokenizer, b.ids), len(b.ids), b.finished) for b in row] for row in found]
     del loaded
     free_memory()

@@ -64,6 +64,18 @@ def language_model(
     return folder
 
 
+def spoilt(folder: Path, token: str) -> Path:
+    """Writes a language model that gives no numbers wherever the token stands."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(language_model(folder, tie_word_embeddings=False))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer().convert_tokens_to_ids(token)] = torch.nan
+    model.save_pretrained(folder)
+    return folder
+
+
 def classifier(folder: Path, *, labels: int = 1, seed: int = 0, **changes: Any) -> Path:
     """Writes a sequence classifier with its tokenizer."""
     import torch

@@ -215,7 +215,8 @@ def test_the_models_own_dropout_is_off(study: Study, tmp_path: Path, lora: str) 
 @pytest.mark.parametrize("fields", ["learning_rate: 1e30, epochs: 4.0", "kl_weight: 1e39"])
 def test_a_training_that_diverges_ends_there_and_says_where(study: Study, fields: str) -> None:
     with pytest.raises(
-        UserError, match=r"^training diverged: [\w/ ]+ at step \d; lower `learning_rate`( or `kl_weight`)?$"
+        UserError,
+        match=r"^training diverged: .+ at step \d; lower `learning_rate`( or `kl_weight`|, or leave that prompt out)?$",
     ):
         stages.build(study(f"lora: null, batch_size: 8, {fields}"), "made")
 

@@ -15,7 +15,6 @@ import pytest
 import split_on_processors
 import stages
 import tiny
-import torch
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
@@ -160,14 +159,8 @@ def test_a_row_whose_loss_is_no_number_is_named_by_the_process_that_met_it(
     study: Any, tmp_path: Path, kind: str
 ) -> None:
     # The model knows no "0": of the ten rows one, which is not among the longest that are tried before the first step.
-    from transformers import LlamaForCausalLM
-
-    folder = tiny.language_model(tmp_path / "model", tie_word_embeddings=False)
-    spoilt = LlamaForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        spoilt.get_input_embeddings().weight[tiny.tokenizer().convert_tokens_to_ids("0")] = torch.nan
-    spoilt.save_pretrained(folder)
-    (outcome, (who, text, _)), _ = together(study(kind, model=folder), tmp_path / "two", micro_batch=2)
+    spoilt = tiny.spoilt(tmp_path / "model", "0")
+    (outcome, (who, text, _)), _ = together(study(kind, model=spoilt), tmp_path / "two", micro_batch=2)
     assert (outcome, who) == ("failed", "user")
     assert re.fullmatch(
         r"the loss is nan at step \d because of row 1 \('<\|user\|>Number 0\?<\|end\|><\|assistant\|>'\); "

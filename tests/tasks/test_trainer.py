@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from deaths import DiesAfter, dies, dying
 from stages import Built, apart
@@ -20,6 +21,7 @@ from transformers import Trainer
 from trl import SFTTrainer
 
 from specs.problems import UserError
+from tasks import train_rl
 from tasks import trainer as trainers
 
 pytestmark = pytest.mark.slow
@@ -131,6 +133,31 @@ def test_dropout_is_the_adapters_and_changes_what_is_learnt(lab: Lab, kind: str)
     fields = f"{KINDS[kind]}, learning_rate: 1e-2, batch_size: 2"
     none, much = (lab.train(f"{fields}, lora: {{rank: 4, alpha: 8, dropout: {rate}}}") for rate in (0.0, 0.5))
     assert apart(none, much) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [*(KINDS[kind] for kind in ("rloo", "grpo", "bond", "rrhf")), f"{KINDS['rrhf']}, candidates: {{by: beam}}"],
+)
+def test_a_prompt_to_which_the_model_has_no_numbers_is_named(tmp_path: Path, fields: str) -> None:
+    lab = Lab(tmp_path)
+    tiny.spoilt(lab.model, "5")
+    with pytest.raises(UserError) as caught:
+        lab.train(f"{fields}, {LORA}, batch_size: 11")
+    assert str(caught.value) == "`base` gives logits that are no numbers to 'Number 5 please'; look at its weights"
+
+
+@pytest.mark.parametrize("kind", ["rloo", "grpo", "bond"])
+def test_the_longest_prompt_is_tried_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(train_rl, "sample", lambda *_, **__: pytest.fail("it drew"))
+    lab = Lab(tmp_path)
+    tiny.spoilt(lab.model, "3")
+    with pytest.raises(UserError) as caught:
+        lab.train(f"{KINDS[kind]}, {LORA}")
+    longest = "Number 3 please please please"
+    assert str(caught.value) == f"`base` gives logits that are no numbers to {longest!r}; look at its weights"
 
 
 @pytest.mark.parametrize(
