@@ -16,7 +16,7 @@ from tasks import answers, scores, train_rrhf
 LONG = ["abc", "abcde", "fg", "abcdef"]
 """Prompts of three, five, two and six tokens."""
 DRAWN = {
-    "raft": "do: raft, from: base, prompts: prompts, reward: worth, samples: 2, held_out: prompts",
+    "raft": "do: raft, from: base, prompts: prompts, reward: worth, samples: 2, held_out: others",
     "dpo": "do: dpo, from: base, prompts: prompts, reward: worth, samples: 2",
     "rrhf": "do: rrhf, from: base, data: prompts, reward: worth",
     "beams": "do: rrhf, from: base, data: prompts, reward: worth, candidates: {by: beam, count: 2}",
@@ -49,6 +49,7 @@ def study(tmp_path: Path, base: Path) -> Any:
 models: {{base: {{source: {base}, precision: fp32}}, other: {{source: ./bytewise, precision: fp32}}}}
 data:
   prompts: {{source: ./prompts.jsonl, format: prompt, max_dropped: {dropped}}}
+  others: {{source: ./prompts.jsonl, format: prompt}}
   pairs: {{source: ./pairs.jsonl, format: preference, max_dropped: {dropped}}}
 rewards: {{worth: {{kind: python, target: "letters:worth"}}}}
 stages:
