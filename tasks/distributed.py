@@ -56,9 +56,8 @@ def launch(body: str, job: Job, processes: int, send: Any) -> Event:
                 check=False,
             ).returncode
             ears.join(1)  # it waits for ever for a process that never spoke
-            for (
-                relay
-            ) in relays:  # what has been said may still be on its way; the launcher may have left processes behind
+            # What has been said may still be on its way, and the launcher may have left processes behind.
+            for relay in relays:
                 relay.join(60)
     # One process fails for a reason, the others because it is gone.
     if outcome and outcome[0] == GONE:

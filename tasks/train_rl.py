@@ -82,12 +82,8 @@ def train_rl(job: Job) -> Result:
     save(trainer, job)
     logged = [entry for entry in trainer.state.log_history if "reward" in entry]
     names = {"reward": "reward", "kl": "kl_per_token"}  # what TRL logs as `kl` is a mean over tokens
-    found = {
-        f"train/{when}_{name}": float(entry[key])
-        for when, entry in zip(("first", "last"), (logged[0], logged[-1]) if logged else (), strict=False)
-        for key, name in names.items()
-        if key in entry
-    }
+    ends = {"first": logged[0], "last": logged[-1]} if logged else {}
+    found = {f"train/{end}_{names[k]}": float(entry[k]) for end, entry in ends.items() for k in names if k in entry}
     return Result({"prompts": float(len(prompts))} | curve | found)
 
 
