@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.sampler import FIRST_ROOM, PREFILL, NotFinite
+from tasks.reader import FIRST_ROOM, next_token_logits
+from tasks.sampler import PREFILL, NotFinite
 from tasks.slot_cache import Prefill, SlotCache, check_room, evaluating, prefill
 
 # Ended hypotheses are ranked by their sum of log-probabilities over their length to this power.
@@ -233,8 +234,10 @@ def _arrivals(request: _Request) -> Iterator[tuple[_Search, Prefill]]:
     order = sorted(range(len(request.prompts)), key=lambda prompt: -len(request.prompts[prompt]))
     for start in range(0, len(order), PREFILL):
         chunk = order[start : start + PREFILL]
-        started = prefill(request.model, [request.prompts[prompt] for prompt in chunk])
-        choices = _choices(request, started.logits)
+        started = prefill(
+            next_token_logits(request.model), [request.prompts[prompt] for prompt in chunk], request.device
+        )
+        choices = _choices(request, started.last)
         for row, prompt in enumerate(chunk):
             search = _Search(request, prompt, row)
             search.advance(choices)

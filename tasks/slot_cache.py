@@ -4,12 +4,15 @@ A decode step writes one position into every row, each at its own place, and rea
 that the longest row uses; what lies beyond a row's own length is hidden by the mask. Rows 0 to
 `rows` - 1 are the live ones: the next sample's prompt, prefilled once, is copied over a row that
 has ended, or the last row is moved into its place, so nothing is computed for ended samples.
+
+A row can try several continuations at once: they lie side by side behind what the row holds, each
+seeing that and itself (`write`), until one is kept and the others are overwritten (`keep`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,30 +32,27 @@ def _grains(length: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Prefill:
-    """Prompts run through the model once: their keys and values, and the logits after each."""
+    """Prompts run through the model once: their keys and values, and what it gave at the end of each."""
 
     cache: DynamicCache
-    logits: Tensor
+    last: Tensor
 
 
-def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefill:
+def prefill(output: Callable[..., Tensor], prompts: Sequence[Sequence[int]], device: torch.device) -> Prefill:
     """One pass over `prompts`, padded on the right, where causal attention hides the padding."""
-    device = model.get_input_embeddings().weight.device
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])
     lasts = sorted({len(prompt) - 1 for prompt in prompts})
     cache = DynamicCache()
-    logits = model(
+    found = output(
+        keep=torch.tensor(lasts, device=device),
         input_ids=ids.to(device),
         position_ids=torch.arange(width, device=device).expand(len(prompts), -1),
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=torch.tensor(lasts, device=device),
-    ).logits
-    # A model that does not know `logits_to_keep` returns every position.
-    at = lasts if logits.shape[1] == len(lasts) else range(width)
-    where = [at.index(len(prompt) - 1) for prompt in prompts]
-    return Prefill(cache, logits[list(range(len(prompts))), where])
+    )
+    where = [lasts.index(len(prompt) - 1) for prompt in prompts]
+    return Prefill(cache, found[list(range(len(prompts))), where])
 
 
 class SlotCache(Cache):
@@ -70,7 +70,8 @@ class SlotCache(Cache):
         self.values: list[Tensor] = []
         self._numbers = torch.arange(max(slots, self.capacity), device=device)
         self._row_index = self._numbers[:slots]
-        self._positions = self._row_index
+        # Where the coming pass writes: [rows], one place a row, or [rows, places].
+        self._places = self._row_index
 
     def fill(self, slots: Sequence[int], source: DynamicCache, which: Sequence[int]) -> None:
         """Copy rows `which` of a prefill into `slots`; `slots` may name one row several times."""
@@ -99,24 +100,55 @@ class SlotCache(Cache):
         The mask is additive [rows, 1, 1, span], which every attention implementation takes.
         """
         self._grow(longest + 1)
-        self.span = _grains(longest + 1)
-        self._positions = positions
+        self._places = positions
         self._row_index = self._numbers[: self.rows]
-        hidden = self._numbers[: self.span] > positions[:, None]
+        return self._seen_before(positions + 1, longest + 1)[:, None, None]
+
+    def write(self, lengths: Tensor, seen: Tensor, longest: int) -> Tensor:
+        """Get ready to write several tokens a row behind its length, of which `longest` is the largest; returns the mask.
+
+        Args:
+            lengths: [rows], what of each row every new token sees.
+            seen: [rows or 1, tokens, places], which of the places behind the length each new token sees. The tokens
+                go to the last of those places; what lies at the others was written there before.
+        Returns:
+            the additive mask [rows, 1, tokens, span].
+        """
+        tokens, places = seen.shape[1:]
+        self._grow(longest + places)
+        behind = lengths[:, None] + self._numbers[:places]
+        self._places = behind[:, places - tokens :]
+        self._row_index = self._numbers[: self.rows, None]
+        mask = self._seen_before(lengths, longest + places)[:, None].repeat(1, tokens, 1)
+        own = mask.new_zeros(seen.shape).masked_fill_(~seen, torch.finfo(mask.dtype).min)
+        return mask.scatter_(2, behind[:, None].expand(-1, tokens, -1), own.expand(self.rows, -1, -1))[:, None]
+
+    def keep(self, lengths: Tensor, places: Tensor) -> None:
+        """Lay what was written at `places` [rows, n], counted from each row's length, right behind that length."""
+        to = lengths[:, None] + self._numbers[: places.shape[1]]
+        rows = self._numbers[: self.rows, None]
+        for held in (*self.keys, *self.values):
+            held[rows, :, to] = held[rows, :, lengths[:, None] + places]
+
+    def _seen_before(self, lengths: Tensor, end: int) -> Tensor:
+        """The additive mask [rows, span] under which a row shows its first `lengths` positions; the span reaches `end`."""
+        self.span = _grains(end)
+        hidden = self._numbers[: self.span] >= lengths[:, None]
         mask = torch.zeros(hidden.shape, dtype=self.keys[0].dtype, device=hidden.device)
-        return mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)[:, None, None]
+        return mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        # Under autocast one position may come in another type than many.
-        keys[self._row_index, :, self._positions] = key_states[:, :, 0].to(keys.dtype)
-        values[self._row_index, :, self._positions] = value_states[:, :, 0].to(values.dtype)
+        for held, states in ((keys, key_states), (values, value_states)):
+            new = states[:, :, 0] if self._places.dim() == 1 else states.transpose(1, 2)
+            # Under autocast one position may come in another type than many.
+            held[self._row_index, :, self._places] = new.to(held.dtype)
         return keys[: self.rows, :, : self.span], values[: self.rows, :, : self.span]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.span - 1
+        return self.span - (1 if self._places.dim() == 1 else self._places.shape[1])
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.span, 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from registry.methods.autoregressive_reward import preference_loss
+from registry.methods.guided import combined
 
 TOKENS, VOCABULARY = 3, 3
 
@@ -33,7 +34,7 @@ def sequences(model: list[Tensor]) -> Tensor:
 def guided(base: list[Tensor], guides: list[tuple[float, list[Tensor]]]) -> list[Tensor]:
     """Decoding: the base times each guide to the power of its alpha, normalised after every prefix."""
     return [
-        (level.log() + sum(alpha * guide[t].log() for alpha, guide in guides)).softmax(-1)
+        combined(level.log(), [(guide[t].log(), alpha) for alpha, guide in guides]).softmax(-1)
         for t, level in enumerate(base)
     ]
 
@@ -109,7 +110,7 @@ def test_a_base_that_is_uniform_leaves_the_guide_at_temperature_beta(beta: float
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 def test_the_librarys_weighted_mean_at_its_low_temperature_is_the_product(alpha: float) -> None:
     library = [
-        (((base.log() + alpha * guide.log()) / (1 + alpha)) / (1 / (1 + alpha))).softmax(-1)
+        (combined(base.log(), [(guide.log(), alpha)], normalised=True) / (1 / (1 + alpha))).softmax(-1)
         for base, guide in zip(BASE, GUIDE, strict=True)
     ]
     assert_same(library, guided(BASE, [(alpha, GUIDE)]))

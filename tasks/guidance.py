@@ -1,0 +1,158 @@
+"""Guides that change what a policy's next token is drawn from: one interface, candidates to scores.
+
+    s(z) = policy_weight * log pi(z) + sum_g weight_g * score_g(z)
+
+over the policy's k most probable tokens or over all of them; temperature, top-k and top-p are applied to s. Log-probabilities
+may be logits: what they differ by is the same for all candidates. A guide either scores every next token in one pass
+(`NextTokens`: a second language model, a vocabulary-wide head) or reads each candidate behind what is there (`Prefixes`:
+a reward model, a scalar head), all candidates as siblings in one row. With every weight 0 the policy is drawn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from registry.methods.draws import inverse_cdf
+from registry.methods.guided import combined, most_probable, standardised
+from tasks.reader import Reader
+from tasks.slot_cache import Prefill
+
+
+class Guide(Protocol):
+    """What scores the tokens that may come next in every row."""
+
+    @property
+    def reader(self) -> Reader: ...
+
+    def seat(self, started: Prefill, rows: Sequence[int], prompts: Sequence[int]) -> None:
+        """New rows: see `Reader.seat`."""
+
+    def read(self, tokens: Tensor) -> None:
+        """The tokens [rows] that were drawn."""
+
+    def scores(self, candidates: Tensor | None, ends: Tensor) -> Tensor:
+        """Of `candidates` [rows, k], or of the whole vocabulary [rows, vocabulary]; `ends` are the tokens that end an answer."""
+
+    def chosen(self, place: Tensor) -> None:
+        """Which of the candidates each row goes on with, [rows]."""
+
+
+@dataclass
+class NextTokens:
+    """A guide that gives the scores of every next token in one pass."""
+
+    reader: Reader
+    _parts: list[Tensor] = field(default_factory=list)
+
+    def seat(self, started: Prefill, rows: Sequence[int], prompts: Sequence[int]) -> None:
+        self._parts.append(self.reader.seat(started, rows, prompts))
+
+    def read(self, tokens: Tensor) -> None:
+        self._parts = [self.reader.step(tokens)]
+
+    def scores(self, candidates: Tensor | None, ends: Tensor) -> Tensor:
+        values = self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts)
+        self._parts = []
+        return (values if candidates is None else values.gather(1, candidates)).float()
+
+    def chosen(self, place: Tensor) -> None:
+        """It reads the token at the next step."""
+
+
+@dataclass
+class Prefixes:
+    """A guide that scores what it has read: k candidates are k siblings in each row.
+
+    A candidate that ends the answer is scored after `tail`, what the guide's template writes behind the end: so a reward
+    model's score of it is its reward of the finished answer. All others are scored as far as they go, unfinished.
+    """
+
+    reader: Reader
+    tail: Sequence[int] = ()
+
+    def seat(self, started: Prefill, rows: Sequence[int], prompts: Sequence[int]) -> None:
+        self.reader.seat(started, rows, prompts)
+
+    def read(self, tokens: Tensor) -> None:
+        """It has read it as a candidate."""
+
+    def scores(self, candidates: Tensor | None, ends: Tensor) -> Tensor:
+        assert candidates is not None, "a guide that scores prefixes looks at candidates"
+        k, device = candidates.shape[1], candidates.device
+        is_end = torch.isin(candidates, ends)
+        most = int(is_end.sum(1).max()) if self.tail else 0
+        if not most:
+            seen = torch.eye(k, dtype=torch.bool, device=device)[None]
+            return self.reader.look(candidates, seen, torch.zeros(k, dtype=torch.long, device=device))
+        places = is_end.int().topk(most).indices
+        tokens, seen, ahead = self._with_tails(candidates, places)
+        found = self.reader.look(tokens, seen, ahead)
+        finished = found[:, k + len(self.tail) - 1 :: len(self.tail)]
+        return torch.where(is_end, found[:, :k].scatter(1, places, finished), found[:, :k])
+
+    def chosen(self, place: Tensor) -> None:
+        self.reader.keep(place[:, None])
+
+    def _with_tails(self, candidates: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The candidates and, behind them, the tail of each candidate at `places` [rows, ends]: tokens, who sees whom, and
+        how far ahead each stands."""
+        (rows, k), ends, tail = candidates.shape, places.shape[1], len(self.tail)
+        device = candidates.device
+        of_tails = torch.tensor([*self.tail] * ends, device=device).expand(rows, -1)
+        seen = torch.zeros(rows, k + ends * tail, k + ends * tail, dtype=torch.bool, device=device)
+        seen[:, :k, :k] = torch.eye(k, dtype=torch.bool, device=device)
+        earlier = torch.ones(tail, tail, dtype=torch.bool, device=device).tril()
+        for end in range(ends):
+            own = slice(k + end * tail, k + (end + 1) * tail)
+            seen[:, own, own] = earlier
+            seen[torch.arange(rows, device=device), own, places[:, end]] = True
+        ahead = torch.tensor([0] * k + [*range(1, tail + 1)] * ends, device=device)
+        return torch.cat([candidates, of_tails], dim=1), seen, ahead
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """See the module. `candidates` 0 looks at the whole vocabulary."""
+
+    guides: Sequence[tuple[Guide, float]]
+    candidates: int = 0
+    policy_weight: float = 1.0
+    normalised: bool = False
+    """Divide by the sum of the weights."""
+    standardised: bool = False
+    """Each guide's scores at mean 0 and standard deviation 1 over the candidates."""
+
+    @property
+    def readers(self) -> list[Reader]:
+        return [guide.reader for guide, _ in self.guides]
+
+    def seat(self, started: Iterable[Prefill], rows: Sequence[int], prompts: Sequence[int]) -> None:
+        for (guide, _), one in zip(self.guides, started, strict=True):
+            guide.seat(one, rows, prompts)
+
+    def read(self, tokens: Tensor) -> None:
+        for guide, _ in self.guides:
+            guide.read(tokens)
+
+    def draw(
+        self, logits: Tensor, u: Tensor, eos_ids: Collection[int], temperature: float, top_k: int, top_p: float
+    ) -> Tensor:
+        """The next token of every row, at its number in `u`; -1 where there is no distribution."""
+        candidates = most_probable(logits, self.candidates) if self.candidates else None
+        own = logits if candidates is None else logits.gather(1, candidates)
+        ends = torch.tensor(sorted(eos_ids), device=logits.device)
+        scored = [(guide.scores(candidates, ends), weight) for guide, weight in self.guides]
+        if self.standardised:
+            scored = [(standardised(scores), weight) for scores, weight in scored]
+        whole = combined(own, scored, self.policy_weight, normalised=self.normalised)
+        place = inverse_cdf(whole, u, temperature=temperature, top_k=top_k, top_p=top_p)
+        for guide, _ in self.guides:
+            guide.chosen(place.clamp(min=0))
+        if candidates is None:
+            return place
+        return torch.where(place < 0, place, candidates.gather(1, place.clamp(min=0)[:, None])[:, 0])

@@ -1,0 +1,184 @@
+"""Guided decoding gives what the definition says, from one cache, whatever the batch looks like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from registry.methods.draws import inverse_cdf, uniforms
+from registry.reward_models import with_score_head
+from tasks.guidance import Guidance, NextTokens, Prefixes
+from tasks.guides import prefix_rewards
+from tasks.reader import Reader, next_token_logits
+from tasks.sampler import Sample, sample
+
+VOCABULARY = 37
+ENDS = [5, 12, 20, 30]
+TAIL = [7, 9]
+LLAMA: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    # Wide enough that the models have opinions: no near-ties for rounding to tip.
+    "initializer_range": 0.3,
+}
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [8, 9, 7, 9], [2, 3, 8]]
+# The guide's template writes something else around the same requests.
+ITS_PROMPTS = [[1, 1, *prompt, 2] for prompt in PROMPTS]
+CPU = torch.device("cpu")
+
+
+def llama(seed: int) -> Any:
+    torch.manual_seed(seed)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).eval()
+
+
+def reward_model(seed: int, scale: float = 3.0) -> Any:
+    model = with_score_head(llama(seed), seed).eval()
+    model.score.weight.data *= scale
+    return model
+
+
+def by_prefix(model: Any, tail: list[int] = TAIL) -> Prefixes:
+    return Prefixes(Reader(prefix_rewards(model), ITS_PROMPTS, CPU), tail)
+
+
+def by_token(model: Any) -> NextTokens:
+    return NextTokens(Reader(next_token_logits(model), ITS_PROMPTS, CPU))
+
+
+def run(model: Any, guidance: Guidance | None, **changes: Any) -> list[list[Sample]]:
+    options: dict[str, Any] = {"samples": 2, "max_new_tokens": 12, "seed": 11, "eos_ids": ENDS}
+    keys = [str(prompt) for prompt in PROMPTS]
+    return sample(model, PROMPTS, keys=keys, guidance=guidance, **options | changes)
+
+
+def logits_after(model: Any, ids: list[int]) -> Tensor:
+    found: Tensor = model(input_ids=torch.tensor([ids])).logits[0, -1]
+    return found
+
+
+def reward_of(model: Any, ids: list[int]) -> float:
+    return float(prefix_rewards(model)(input_ids=torch.tensor([ids]))[0, -1])
+
+
+@torch.inference_mode()
+def by_the_book(model: Any, score: Any, k: int, number: int, prompt: int, **rule: Any) -> list[int]:
+    """The definition, every prefix read from scratch; `score(answer so far, candidates)` gives what is added."""
+    u = uniforms(11, str(PROMPTS[prompt]), number, 12)
+    answer: list[int] = []
+    while len(answer) < 12 and not set(answer) & set(ENDS):
+        logits = logits_after(model, PROMPTS[prompt] + answer)
+        candidates = sorted(logits.topk(k).indices.tolist())
+        whole = logits[candidates] + torch.tensor(score(answer, candidates))
+        place = int(inverse_cdf(whole[None], torch.tensor([u[len(answer)]]), **rule))
+        answer.append(candidates[place])
+    return answer
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_args_is_its_definition_with_every_prefix_read_from_scratch(temperature: float) -> None:
+    base, judge = llama(0), reward_model(1)
+    samples = 1 if temperature == 0 else 2
+    found = run(base, Guidance([(by_prefix(judge), 1.5)], candidates=6), temperature=temperature, samples=samples)
+    for prompt, its in enumerate(ITS_PROMPTS):
+
+        def score(answer: list[int], candidates: list[int], its: list[int] = its) -> list[float]:
+            ends = [[c, *TAIL] if c in ENDS else [c] for c in candidates]
+            return [1.5 * reward_of(judge, its + answer + end) for end in ends]
+
+        for number in range(samples):
+            expected = by_the_book(base, score, 6, number, prompt, temperature=temperature)
+            assert list(found[prompt][number].ids) == expected
+    assert any(s.finished for row in found for s in row), "the tail behind an end was never read"
+
+
+def test_two_guides_of_next_tokens_are_the_product_of_their_powers() -> None:
+    base, first, second = llama(0), llama(2), llama(3)
+    found = run(base, Guidance([(by_token(first), 0.8), (by_token(second), -0.3)]))
+    for prompt, its in enumerate(ITS_PROMPTS):
+
+        def score(answer: list[int], candidates: list[int], its: list[int] = its) -> list[float]:
+            ours, theirs = (logits_after(m, its + answer).log_softmax(-1)[candidates] for m in (first, second))
+            added: list[float] = (0.8 * ours - 0.3 * theirs).tolist()
+            return added
+
+        for number in range(2):
+            assert list(found[prompt][number].ids) == by_the_book(base, score, VOCABULARY, number, prompt)
+
+
+def test_a_guide_of_strength_nought_leaves_the_policy_token_for_token() -> None:
+    base = llama(0)
+    alone = run(base, None)
+    assert run(base, Guidance([(by_token(llama(2)), 0.0)])) == alone
+    alone = run(base, None, top_k=6, temperature=0.7)
+    assert run(base, Guidance([(by_prefix(reward_model(1)), 0.0)], candidates=6), temperature=0.7) == alone
+    alone = run(base, None, samples=1, temperature=0.0)
+    assert run(base, Guidance([(by_prefix(reward_model(1)), 0.0)], candidates=6), samples=1, temperature=0.0) == alone
+
+
+def test_one_candidate_is_greedy_whatever_the_strength() -> None:
+    base = llama(0)
+    assert run(base, Guidance([(by_prefix(reward_model(1)), 50.0)], candidates=1)) == run(base, None, top_k=1)
+
+
+def test_a_constant_reward_changes_nothing() -> None:
+    base = llama(0)
+    guidance = Guidance([(by_prefix(reward_model(1, scale=0.0)), 5.0)], candidates=6)
+    assert run(base, guidance) == run(base, None, top_k=6)
+
+
+def test_a_great_strength_takes_the_best_candidate_by_reward() -> None:
+    base, judge = llama(0), reward_model(1)
+    found = run(base, Guidance([(by_prefix(judge, tail=[]), 1e6)], candidates=6), max_new_tokens=1)
+    for prompt, its, row in zip(PROMPTS, ITS_PROMPTS, found, strict=True):
+        candidates = logits_after(base, prompt).topk(6).indices.tolist()
+        best = max(candidates, key=lambda c: reward_of(judge, [*its, c]))
+        assert [list(s.ids) for s in row] == [[best]] * 2
+
+
+@pytest.mark.parametrize("kind", ["prefix", "token"])
+def test_neither_the_batch_nor_the_order_of_prompts_changes_a_guided_answer(kind: str) -> None:
+    base = llama(0)
+
+    def guidance() -> Guidance:
+        if kind == "token":
+            return Guidance([(by_token(llama(2)), 1.0)])
+        return Guidance([(by_prefix(reward_model(1)), 1.5)], candidates=6)
+
+    whole = run(base, guidance(), samples=5)
+    assert run(base, guidance(), samples=5, rows=3) == whole
+    assert run(base, guidance(), samples=5, rows=1) == whole
+    assert len({len(s.ids) for row in whole for s in row}) > 3, "samples ended side by side"
+
+
+def test_a_guide_reads_each_prompt_once_and_each_candidate_once() -> None:
+    guide = by_prefix(reward_model(1), tail=[])
+    found = run(llama(0), Guidance([(guide, 1.5)], candidates=6), samples=3)
+    drawn = sum(len(s.ids) for row in found for s in row)
+    assert guide.reader.count.prefill == sum(map(len, ITS_PROMPTS))
+    assert guide.reader.count.decode == 6 * drawn
+
+
+def test_the_cache_of_a_guide_is_as_long_as_its_answers_and_one_set_of_candidates() -> None:
+    guide = by_prefix(reward_model(1), tail=[])
+    run(llama(0), Guidance([(guide, 0.0)], candidates=20), max_new_tokens=100, eos_ids=[])
+    assert guide.reader.cache.span <= -(-(max(map(len, ITS_PROMPTS)) + 99 + 20) // 16) * 16
+
+
+def test_scores_are_standardised_over_the_candidates_where_asked() -> None:
+    base = llama(0)
+
+    def drawn(scale: float) -> list[list[Sample]]:
+        guidance = Guidance([(by_prefix(reward_model(1, scale)), 2.0)], candidates=6, standardised=True)
+        return run(base, guidance)
+
+    assert drawn(3.0) == drawn(300.0)
