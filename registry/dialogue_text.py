@@ -73,6 +73,13 @@ def encode_dialogue(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str
     return encode_prompt(tokenizer, prompt), _plain(tokenizer, _written(tokenizer, prompt, answer))
 
 
+def behind_the_end(tokenizer: Tokenizer, prompt: Sequence[Message]) -> list[int]:
+    """The tokens that the template writes after the end of an answer's turn: ChatML a line break, most nothing."""
+    written = _written(tokenizer, prompt, ANY_ANSWER)
+    ids = _plain(tokenizer, written)
+    return ids[len(ids) - _beyond_the_end(tokenizer, prompt, written) :]
+
+
 def _written(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> str:
     """What the template writes behind the prompt for a finished answer."""
     before = prompt_text(tokenizer, prompt)

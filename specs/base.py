@@ -48,8 +48,11 @@ class Entry(Spec):
     """Raised by hand when the meaning of this kind changes, so that old artifacts are not reused."""
     made_of: ClassVar[tuple[str, ...]] = ()
     """Slots of rewards that this reward is made of; what may be done with them may be done with it."""
-    is_random: ClassVar[bool] = True
-    """Whether two draws of it, as a policy, differ."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two draws of it, as a policy, differ."""
+        return True
 
     @property
     def is_last(self) -> bool:

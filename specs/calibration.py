@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from specs.base import Count, Positive, Spec
-from specs.generation import DecodeSample
+from specs.decoding import DecodeSample
 from specs.problems import Path
 from specs.references import AnyReward, Policy, Prompts
 from specs.stage import Seeded

@@ -24,7 +24,7 @@ KINDS = {
     "soup": "specs.soup:Soup",
     "sample": "specs.generation:Sample",
     "label": "specs.generation:Label",
-    "decode": "specs.generation:Decode",
+    "decode": "specs.decoding:Decode",
     "evaluate": "specs.evaluation:Evaluate",
 }
 

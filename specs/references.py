@@ -49,6 +49,12 @@ PairsOrResponses = Annotated[ReferenceText, Accepts(("preference pairs", "respon
 TrainingReward = Annotated[ReferenceText, Accepts(REWARDS, "training", "a reward")]
 GuidanceReward = Annotated[ReferenceText, Accepts(REWARDS, "guidance", "a reward")]
 EvaluationReward = Annotated[ReferenceText, Accepts(REWARDS, "evaluation", "a reward")]
+PrefixReward = Annotated[
+    ReferenceText, Accepts(("reward", "prefix scorer"), "guidance", "a reward model or prefix scorer")
+]
+"""What scores an answer up to any of its tokens."""
+PrefixValues = Annotated[ReferenceText, Accepts(("prefix scorer",), "guidance")]
+AutoregressiveReward = Annotated[ReferenceText, Accepts(("autoregressive reward model",), "guidance")]
 CalibratedReward = Annotated[ReferenceText, Accepts(("calibrated reward",), "training")]
 Experts = Annotated[ReferenceText, Accepts(("language model", "reward"))]
 """What a soup is made of: all language models, or all reward models."""

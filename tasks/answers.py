@@ -22,10 +22,20 @@ from registry.four_bits import is_rounded
 from registry.language_models import context_length, load_language_model
 from registry.rows import Prompt
 from registry.updates import expert_of, soup_weights
+from specs.decoding import (
+    DecodeARGS,
+    DecodeBestOfN,
+    DecodeControlled,
+    DecodeGenARM,
+    DecodeGreedy,
+    DecodeMOD,
+    DecodeSample,
+    DecodeWorstOfN,
+)
 from specs.execution import Execution
-from specs.generation import DecodeBestOfN, DecodeGreedy, DecodeSample
 from specs.problems import UserError
 from specs.soup import Soup
+from tasks.guides import Guided
 from tasks.job import Log
 from tasks.memory import free_memory
 from tasks.row_lora import install
@@ -56,11 +66,15 @@ class Rule:
     top_p: float = 1.0
     n: int = 1
     reward: Artifact | None = None
+    sign: int = 1
+    """-1 where the reward's lowest is chosen."""
+    guided: Artifact | None = None
+    """The policy itself, where guides change what it draws from."""
 
     @property
     def source(self) -> Source:
         """What decides the draws: rules with the same source share them."""
-        return (self.model.fingerprint, self.temperature, self.top_k, self.top_p)
+        return ((self.guided or self.model).fingerprint, self.temperature, self.top_k, self.top_p)
 
     @property
     def batch(self) -> Source:
@@ -73,7 +87,7 @@ class Rule:
     @property
     def is_mixed(self) -> bool:
         """Whether the model is a sum of updates, which each row of a batch may weigh otherwise."""
-        return isinstance(self.model.entry, Soup) and self.model.entry.rule == "delta"
+        return self.guided is None and isinstance(self.model.entry, Soup) and self.model.entry.rule == "delta"
 
 
 def rule_of(policy: Artifact) -> Rule:
@@ -82,9 +96,14 @@ def rule_of(policy: Artifact) -> Rule:
         return Rule(policy.one("from"), temperature=0.0)
     if isinstance(entry, DecodeSample):
         return Rule(policy.one("from"), entry.temperature, entry.top_k, entry.top_p)
-    if isinstance(entry, DecodeBestOfN):
+    if isinstance(entry, DecodeBestOfN | DecodeWorstOfN):
+        sign = 1 if isinstance(entry, DecodeBestOfN) else -1
         reward = policy.one("reward")
-        return Rule(policy.one("from"), entry.temperature, entry.top_k, entry.top_p, entry.n, reward)
+        return Rule(policy.one("from"), entry.temperature, entry.top_k, entry.top_p, entry.n, reward, sign)
+    if isinstance(entry, DecodeARGS):
+        return Rule(policy.one("from"), entry.temperature, guided=policy)
+    if isinstance(entry, DecodeControlled | DecodeGenARM | DecodeMOD):
+        return Rule(policy.one("from"), entry.temperature, entry.top_k, entry.top_p, guided=policy)
     return Rule(policy)
 
 
@@ -127,7 +146,7 @@ def draw(
 ) -> list[list[list[Answer]]]:
     """`[rule][prompt][draw]` of rules with one `batch`: of their models and distribution; what else a rule says is not
     applied."""
-    model = rules[0].model
+    model, guided = rules[0].model, rules[0].guided
     shared = model.start if rules[0].is_mixed else model
     loaded = load_language_model(shared, four_bits="rounded" if is_rounded(model) else None)
     encoded = [encode_prompt(loaded.tokenizer, p.messages) for p in prompts]
@@ -145,6 +164,7 @@ def draw(
             top_k=rules[0].top_k,
             top_p=rules[0].top_p,
             rows=execution.rows,
+            guidance=Guided(guided, loaded, prompts, max_new_tokens).guidance() if guided else None,
             on_progress=lambda done, total: log.progress(done, total, "responses"),
             on_rows=on_rows,
         )
@@ -196,7 +216,8 @@ def _choose(
         return kept
     rewards = scores.of(rule.reward, prompts, [[a.text for a in row] for row in kept])
     return [
-        [row[best_draw(values, s, samples)] for s in range(samples)] for row, values in zip(kept, rewards, strict=True)
+        [row[best_draw([rule.sign * value for value in values], s, samples)] for s in range(samples)]
+        for row, values in zip(kept, rewards, strict=True)
     ]
 
 

@@ -1,27 +1,113 @@
-"""Models as what a guide gives at every position: the reward of a prefix, the value of going on, the next token's logits."""
+"""The guides of a decoding rule, loaded: reward models, prefix scorers and language models as readers of its answers.
+
+A guide reads the prompt as its own tokenizer's template writes it, and then the very tokens that the policy draws; so the
+two must have one vocabulary, and are refused where they do not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from registry.prefix_scorers import PrefixHead
-from tasks.reader import Output
+from registry.artifacts import Artifact
+from registry.dialogue_text import behind_the_end, encode_prompt
+from registry.language_models import LanguageModel, load_language_model
+from registry.prefix_scorers import PrefixHead, load_prefix_scorer
+from registry.reward_models import load_classifier, load_reward_model
+from registry.rows import Prompt
+from specs.decoding import DecodeARGS, DecodeControlled, DecodeGenARM, DecodeMOD
+from specs.problems import UserError
+from specs.rewards import Classifier
+from tasks.guidance import Guidance, Guide, NextTokens, Prefixes
+from tasks.reader import Output, Reader, next_token_logits
+from tasks.slot_cache import check_room
 
 
-def prefix_rewards(classifier: Any) -> Output:
+@dataclass(frozen=True)
+class Guided:
+    """A policy that other models guide, and what it is asked to do."""
+
+    policy: Artifact
+    base: LanguageModel
+    prompts: Sequence[Prompt]
+    max_new_tokens: int
+
+    def guidance(self) -> Guidance:
+        """Its guides, loaded. Raises `UserError` for one that cannot read what the policy writes."""
+        entry = self.policy.entry
+        match entry:
+            case DecodeARGS():
+                guide = self._prefixes(self.policy.one("reward"))
+                return Guidance([(guide, entry.strength)], entry.candidates, standardised=entry.standardise)
+            case DecodeControlled():
+                return Guidance([(guide, entry.strength * weight) for guide, weight in self._weighed("scorers")])
+            case DecodeGenARM():
+                guides = [(guide, entry.strength * weight) for guide, weight in self._weighed("guides")]
+                return Guidance(guides, normalised=entry.official_code)
+            case DecodeMOD():
+                guides = list(self._weighed("policies"))
+                return Guidance(guides, policy_weight=1 - sum(weight for _, weight in guides))
+        raise AssertionError(f"{self.policy.name} has no guides")
+
+    def _weighed(self, slot: str) -> Iterator[tuple[Guide, float]]:
+        weights: dict[str, float] = self.policy.fields[slot]
+        for artifact in {a.fingerprint: a for a in self.policy.inputs[slot]}.values():
+            yield self._next_tokens(artifact), weights[artifact.fingerprint]
+
+    def _next_tokens(self, artifact: Artifact) -> Guide:
+        if artifact.produces == "prefix scorer":
+            return self._scorer(artifact)
+        loaded = load_language_model(artifact)
+        return NextTokens(self._reader(artifact, next_token_logits(loaded.model), loaded.model, loaded.tokenizer))
+
+    def _prefixes(self, artifact: Artifact) -> Guide:
+        if artifact.produces == "prefix scorer":
+            return self._scorer(artifact)
+        label = -1
+        if isinstance(artifact.entry, Classifier):
+            model, tokenizer, label = load_classifier(artifact)
+            if not isinstance(getattr(model, "score", None), nn.Linear):
+                raise UserError(
+                    f"`{artifact.name}` reads whole texts, not a text as it grows; name a causal reward model"
+                )
+        else:
+            model, tokenizer = load_reward_model(artifact)
+        reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer)
+        return Prefixes(reader, behind_the_end(tokenizer, self.prompts[0].messages))
+
+    def _scorer(self, artifact: Artifact) -> Guide:
+        loaded, head = load_prefix_scorer(artifact)
+        reader = self._reader(artifact, prefix_values(loaded.model, head), loaded.model, loaded.tokenizer)
+        return Prefixes(reader) if head.each is None else NextTokens(reader)
+
+    def _reader(self, artifact: Artifact, output: Output, model: Any, tokenizer: Any) -> Reader:
+        name = artifact.name
+        if (told := _other_vocabulary(self.base.tokenizer, tokenizer)) is not None:
+            raise UserError(f"`{name}` cannot guide `{self.policy.one('from').name}`: {told}")
+        encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in self.prompts]
+        try:
+            check_room(model, range(1, len(encoded) + 1), encoded, self.max_new_tokens)
+        except ValueError as error:
+            raise UserError(f"`{name}`: {error}") from None
+        return Reader(output, encoded, torch.device(model.device))
+
+
+def prefix_rewards(classifier: Any, label: int = -1) -> Output:
     """A sequence classifier on a causal language model's body, read at every position: the rewards [rows, L] of what was
-    read so far. It was trained on finished dialogues alone, so of an unfinished one it is an extrapolation."""
+    read so far, or the log-probability of the class `label`. It was trained on finished dialogues alone, so of an
+    unfinished one it is an extrapolation."""
     body, head = _body(classifier), _unwrapped(classifier).score
     # Adapters beside bf16 weights are fp32.
     bf16 = next(classifier.parameters()).dtype == torch.bfloat16
 
     def output(keep: Tensor | None = None, **inputs: Any) -> Tensor:
         with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=bf16):
-            found: Tensor = head(_kept(body(**inputs).last_hidden_state, keep))[..., 0]
-        return found
+            found: Tensor = head(_kept(body(**inputs).last_hidden_state, keep)).float()
+        return found[..., 0] if label < 0 else found.log_softmax(-1)[..., label]
 
     return output
 
@@ -36,6 +122,18 @@ def prefix_values(model: Any, head: PrefixHead) -> Output:
         return head.of_tokens(hidden, inputs["input_ids"]) if head.each is None else head.of_all(hidden)
 
     return output
+
+
+def _other_vocabulary(ours: Any, theirs: Any) -> str | None:
+    """In what two tokenizers number tokens differently."""
+    own, other = ours.get_vocab(), theirs.get_vocab()
+    for token in sorted(own.keys() | other.keys(), key=lambda t: own.get(t, other.get(t))):
+        if own.get(token) != other.get(token):
+            return (
+                f"they have different vocabularies: token {token!r} is number {own.get(token)} for one and "
+                f"{other.get(token)} for the other; a guide reads the policy's own tokens"
+            )
+    return None
 
 
 def _kept(hidden: Tensor, keep: Tensor | None) -> Tensor:

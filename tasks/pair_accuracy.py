@@ -10,17 +10,26 @@ from numpy.typing import NDArray
 from registry.methods.comparison import accuracy, interval
 from registry.rows import Pair, Prompt
 
+Scores = Sequence[Sequence[float]]
+"""Of each pair `(chosen, rejected)`."""
 
-def pair_accuracy(scores: Sequence[Sequence[float]], pairs: Sequence[Pair], *, seed: int) -> dict[str, float]:
-    """Metrics `test/...` of the scores `(chosen, rejected)` of each pair: accuracy, the length rule's, and their
-    difference, as means over prompts of the share of a prompt's pairs, with 95 % bootstrap intervals over prompts: the
-    pairs of one prompt are not independent."""
+
+def pair_accuracy(
+    scores: Scores, pairs: Sequence[Pair], *, seed: int, before: Scores | None = None
+) -> dict[str, float]:
+    """Metrics `test/...` of the scores of each pair: accuracy, the length rule's, and their difference, as means over
+    prompts of the share of a prompt's pairs, with 95 % bootstrap intervals over prompts: the pairs of one prompt are not
+    independent. With the scores `before` training also their accuracy, and by how much it has risen on the same pairs."""
     chosen, rejected = np.array(scores, dtype=float).T
     lengths = np.array([[len(p.chosen), len(p.rejected)] for p in pairs], dtype=float)
     _, prompts = np.unique([Prompt(tuple(p.prompt)).id for p in pairs], return_inverse=True)
     right = _by_prompt(accuracy(chosen, rejected), prompts)
     longer = _by_prompt(accuracy(lengths[:, 0], lengths[:, 1]), prompts)
     found = {"test/pairs": float(len(pairs)), "test/mean_margin": float((chosen - rejected).mean())}
+    if before is not None:
+        at_first = _by_prompt(accuracy(*np.array(before, dtype=float).T), prompts)
+        found |= spread("test/before/accuracy", at_first, seed=seed)
+        found |= spread("test/accuracy_minus_before", right - at_first, seed=seed)
     return (
         found
         | spread("test/accuracy", right, seed=seed)

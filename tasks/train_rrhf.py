@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from registry.dialogue_text import decode_answer, encode_prompt
@@ -40,13 +39,13 @@ def train_rrhf(job: Job) -> Result:
     rewards = scored(job, job.one("reward"), prompts, candidates)
     write_samples(job, prompts, candidates, rewards, lambda p, s: "candidate")
     base = load_start(job)
-    before = _test(job, base.model, tested, test)
+    before = _mean_log_probs(job, base.model, tested)
     given: dict[str, Sequence[Any]] = {
         "rewards": [_ranks(rewards[i]) for i in used],
         "padded": [float(len(row[0][0]) + max(len(answer) for _, answer in row)) for row in rows],
     }
     curve, model = train_on_candidates(job, base, rows, given, _loss(job.entry.rank_weight, job.entry.sft_term))
-    after = _test(job, model, tested, test)
+    after = _mean_log_probs(job, model, tested)
     chosen = [values for i, values in enumerate(rewards) if i in set(used)]
     return Result(
         {
@@ -58,8 +57,7 @@ def train_rrhf(job: Job) -> Result:
             "tied": fmean(len(values) - len(set(values)) for values in chosen),
         }
         | curve
-        | {name.replace("test/", "test/before/"): value for name, value in before.items() if "accuracy" in name}
-        | after
+        | (pair_accuracy(after, test, seed=job.seed, before=before) if test else {})
     )
 
 
@@ -144,10 +142,10 @@ def _beams(job: Job, prompts: Sequence[Prompt]) -> Drawn:
     return drawn
 
 
-def _test(job: Job, model: Any, rows: Sequence[Row], pairs: Sequence[Pair]) -> dict[str, float]:
-    """How the model orders held-out pairs by length-normalised log-probability: RRHF's reward model."""
-    if not pairs:
-        return {}
+def _mean_log_probs(job: Job, model: Any, rows: Sequence[Row]) -> list[list[float]]:
+    """The length-normalised log-probability of each answer: RRHF's reward model."""
+    if not rows:
+        return []
     sums = score_rows(
         model,
         rows,
@@ -155,5 +153,7 @@ def _test(job: Job, model: Any, rows: Sequence[Row], pairs: Sequence[Pair]) -> d
         precision=own_precision(job.start),
         on_progress=lambda done, total: job.log.progress(done, total, "test pairs"),
     )
-    sizes = torch.tensor([[len(answer) for answer in answers] for _, answers in rows])
-    return pair_accuracy((torch.tensor(sums) / sizes).tolist(), pairs, seed=job.seed)
+    return [
+        [total / len(answer) for total, answer in zip(row, answers, strict=True)]
+        for row, (_, answers) in zip(sums, rows, strict=True)
+    ]

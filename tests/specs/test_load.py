@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from specs.generation import DecodeBestOfN
+from specs.decoding import DecodeBestOfN
 from specs.load import load
 from specs.problems import SpecError
 from specs.study import Study

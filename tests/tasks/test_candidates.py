@@ -94,6 +94,8 @@ def test_held_out_pairs_are_ordered_by_what_the_method_compares(lab: Lab, method
     if method == "rrhf":
         before = margins(lab.causal(), tested, by_length=True)
         assert built.metrics["test/before/accuracy"] == mean([float(m > 0) for m in before])
+        rises = [float(m > 0) - float(b > 0) for m, b in zip(found, before, strict=True)]
+        assert built.metrics["test/accuracy_minus_before"] == mean(rises)
 
 
 @pytest.mark.parametrize("method", ["rrhf", "autoregressive_reward_model"])

@@ -27,3 +27,13 @@ def test_more_pairs_of_the_same_prompts_make_no_interval_narrower() -> None:
         {k: v for k, v in one.items() if k != "test/pairs"}
     )
     assert one["test/accuracy_low"] < 0.5 < one["test/accuracy_high"]
+
+
+def test_a_rise_is_that_of_each_prompt_on_its_own_pairs() -> None:
+    before, after = [(0, 1), (0, 1), (1, 0), (0, 1)], [(1, 0), (0, 1), (1, 0), (1, 0)]
+    found = pair_accuracy(after, pairs("a", "a", "b", "c"), seed=0, before=before)
+    assert found["test/before/accuracy"] == pytest.approx(1 / 3)
+    assert found["test/accuracy_minus_before"] == pytest.approx((1 / 2 + 0 + 1) / 3)
+    # What rises everywhere alike has no spread, however far apart the prompts are.
+    risen = pair_accuracy([(1, 0)] * 4, pairs(*"abcd"), seed=0, before=[(0, 1)] * 4)
+    assert [risen[f"test/accuracy_minus_before{end}"] for end in ("_low", "", "_high")] == [1, 1, 1]

@@ -1,0 +1,182 @@
+"""Decoding rules.
+
+A `decode` stage is a policy: it defines a rule and generates nothing until something samples from it, so
+every method is compared through one door. A language model named as a policy is sampled at temperature 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from specs.base import Count, Flag, NonNegative, Number, Positive, Probability, WholeNumber
+from specs.problems import Path
+from specs.references import AutoregressiveReward, GuidanceReward, LanguageModel, PrefixReward, PrefixValues
+from specs.stage import Stage
+
+if TYPE_CHECKING:
+    from specs.graph import Graph
+
+Several = Annotated[int, Field(strict=True, ge=2)]
+
+
+class _Decode(Stage):
+    produces: ClassVar[str] = "decoding rule"
+
+    do: Literal["decode"]
+    from_: LanguageModel = Field(alias="from")
+    """The language model that the rule decodes."""
+
+
+class _Sampled(_Decode):
+    temperature: Positive = 1.0
+    """Divides the logits."""
+    top_k: WholeNumber = 0
+    """Keep only the k most probable tokens; 0 keeps all."""
+    top_p: Probability = 1.0
+    """Keep the smallest set of most probable tokens whose mass reaches this; 1 keeps all."""
+
+
+class DecodeSample(_Sampled):
+    """Ancestral sampling."""
+
+    method: Literal["sample"]
+
+
+class DecodeGreedy(_Decode):
+    """The most probable token at each step (the lowest id on a tie)."""
+
+    method: Literal["greedy"]
+
+    @property
+    def is_random(self) -> bool:
+        return False
+
+
+class DecodeBestOfN(_Sampled):
+    """The response of highest reward among n samples (the first on a tie). With the same seed the
+    samples of a smaller n are among those of a larger one."""
+
+    method: Literal["best_of_n"]
+    reward: GuidanceReward
+    """The reward that chooses."""
+    n: Several
+    """How many samples it chooses from."""
+
+
+class DecodeWorstOfN(_Sampled):
+    """The response of lowest reward among n samples (the first on a tie): what an attacker gets who may try n times."""
+
+    method: Literal["worst_of_n"]
+    reward: GuidanceReward
+    """The reward that chooses."""
+    n: Several
+    """How many samples it chooses from."""
+
+
+class _Guided(_Decode):
+    temperature: NonNegative = 1.0
+    """Divides the guided scores; 0 takes the token of highest score."""
+    top_k: WholeNumber = 0
+    """Of the guided distribution, keep only the k most probable tokens; 0 keeps all."""
+    top_p: Probability = 1.0
+    """Of the guided distribution, keep the smallest set of most probable tokens whose mass reaches this; 1 keeps all."""
+
+    @property
+    def is_random(self) -> bool:
+        return self.temperature > 0
+
+
+class DecodeARGS(_Decode):
+    """ARGS (Khanov et al., arXiv 2402.01694): at each step the model's k most probable tokens are scored by logit +
+    strength * reward of the text up to and with the token. A token that ends the answer is among them, and its reward is
+    that of the finished answer. A reward model reads the others as texts of the kind it was trained on, which were all
+    finished: it extrapolates. A prefix scorer (PARGS, with `loss: prefix_bt`) was trained on unfinished ones."""
+
+    method: Literal["args"]
+    reward: PrefixReward
+    """A reward model or prefix scorer that reads the same tokens."""
+    candidates: Count = 10
+    """How many of the most probable tokens are scored."""
+    strength: Number = 1.5
+    """What multiplies the reward; its unit is one over the reward's."""
+    temperature: NonNegative = 0.0
+    """0 takes the token of highest score (ARGS-greedy); above it the score divided by it is sampled from (ARGS-stochastic)."""
+    standardise: Flag = False
+    """Bring the candidates' rewards of each step to mean 0 and standard deviation 1, so that `strength` has no unit."""
+
+    @property
+    def is_random(self) -> bool:
+        return self.temperature > 0
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        for member in graph.members(self.reward):
+            node = graph.nodes[member]
+            if node.section == "rewards" and node.entry.kind_name != "classifier":
+                message = (
+                    "scores whole texts, and ARGS scores every candidate token; name a reward model or prefix scorer"
+                )
+                yield ("reward",), f"`{member}` {message}"
+
+
+class DecodeControlled(_Guided):
+    """Controlled decoding, token by token (Mudgal et al., arXiv 2310.17022): the next token's probability is multiplied
+    by exp(strength * value of going on with it)."""
+
+    method: Literal["controlled_decoding"]
+    scorers: Annotated[dict[PrefixValues, Number], Field(min_length=1)]
+    """Prefix scorers and their weights. Token by token they need a `vocabulary` head."""
+    strength: Number = 1.0
+    """Multiplies all weights."""
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        for name in self.scorers:
+            for member in graph.members(name):
+                if getattr(graph.nodes[member].entry, "head", "vocabulary") == "scalar":
+                    message = "has a scalar head, which scores one token at a time; train it with `head: vocabulary`"
+                    yield ("scorers", name), f"`{member}` {message}"
+
+
+class DecodeGenARM(_Guided):
+    """GenARM (Xu et al., arXiv 2410.08193): pi(z) in proportion to pi_base(z) times each guide's pi_r(z) to the power of
+    strength times its weight (the paper's 1 / beta). A guide may be smaller than the model (weak to strong)."""
+
+    method: Literal["genarm"]
+    guides: Annotated[dict[AutoregressiveReward, Number], Field(min_length=1)]
+    """Autoregressive reward models and their weights."""
+    strength: Number = 1.0
+    """Multiplies all weights."""
+    official_code: Flag = False
+    """Divide the sum of log-probabilities by one plus the guides' weights, as the published code does; it then samples at a
+    temperature of one over that, which restores the paper's product."""
+
+
+class DecodeMOD(_Guided):
+    """Multi-objective decoding (Shi et al., arXiv 2406.18853): the product of several policies, each to the power of its
+    weight, and of `from` to the power of one minus their sum: nothing of it where they sum to one."""
+
+    method: Literal["mod"]
+    policies: Annotated[dict[LanguageModel, Number], Field(min_length=1)]
+    """Language models and their weights."""
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        if self.from_ in self.policies:
+            yield (
+                ("policies", self.from_),
+                f"`{self.from_}` is `from`, whose power is one minus the weights of the others",
+            )
+
+
+Decode = Annotated[
+    DecodeSample
+    | DecodeGreedy
+    | DecodeBestOfN
+    | DecodeWorstOfN
+    | DecodeARGS
+    | DecodeControlled
+    | DecodeGenARM
+    | DecodeMOD,
+    Field(discriminator="method"),
+]

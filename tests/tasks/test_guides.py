@@ -1,0 +1,124 @@
+"""Guided policies of a study: guides that were trained in it, or that come with a folder, and those that cannot guide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import letters
+import pytest
+import stages
+import tiny
+from asked import MESSAGES, PROMPTS, Asked
+
+from specs.problems import UserError
+
+STUDY = """\
+models:
+  base: {source: ./model, precision: fp32}
+  other: {source: ./other, precision: fp32}
+  third: {source: ./third, precision: fp32}
+  letters: {source: ./letters, precision: fp32}
+data:
+  prompts: {source: ./prompts.jsonl, format: prompt}
+  pairs: {source: ./pairs.jsonl, format: preference}
+rewards:
+  score: {kind: length}
+  classes: {kind: classifier, source: ./classes, precision: fp32}
+  joy: {kind: classifier, source: ./labelled, label: LABEL_1, precision: fp32}
+stages:
+  rolls: {do: sample, from: base, prompts: prompts, samples: 4, max_new_tokens: 6}
+  rm: {do: reward_model, from: other, data: pairs, lora: {rank: 2, alpha: 4}}
+  arm: {do: autoregressive_reward_model, from: other, data: pairs, lora: {rank: 2, alpha: 4}, learning_rate: 1e-2}
+  wide: {do: prefix_scorer, loss: cd_fudge, from: other, responses: rolls, reward: score, learning_rate: 1e-2}
+  narrow: {do: prefix_scorer, loss: prefix_bt, from: other, data: pairs, learning_rate: 1e-2}
+  foreign: {do: autoregressive_reward_model, from: letters, data: pairs}
+
+  greedy: {do: decode, method: greedy, from: base}
+  five: {do: decode, method: sample, from: base, top_k: 5}
+  sharp: {do: decode, method: sample, from: base, temperature: 0.5}
+  best: {do: decode, method: best_of_n, from: base, reward: score, n: 4}
+  worst: {do: decode, method: worst_of_n, from: base, reward: score, n: 4}
+
+  args: {do: decode, method: args, from: base, reward: rm, candidates: 5, sweep: {strength: [0.0, 40.0]}}
+  drawn: {do: decode, method: args, from: base, reward: rm, candidates: 5, temperature: 1.0, sweep: {strength: [0.0, 40.0]}}
+  by_class: {do: decode, method: args, from: base, reward: classes, candidates: 5, strength: 40.0}
+  by_label: {do: decode, method: args, from: base, reward: joy, candidates: 5, strength: 40.0}
+  by_prefix: {do: decode, method: args, from: base, reward: narrow, candidates: 5, strength: 40.0}
+  by_value: {do: decode, method: args, from: base, reward: wide, candidates: 5, strength: 40.0}
+  cd: {do: decode, method: controlled_decoding, from: base, scorers: {wide: 0.5}, sweep: {strength: [0.0, 8.0]}}
+  genarm: {do: decode, method: genarm, from: base, guides: {arm: 1.0}, sweep: {strength: [0.0, 1.0]}}
+  official: {do: decode, method: genarm, from: base, guides: {arm: 1.0}, official_code: true, temperature: 0.5}
+  outlandish: {do: decode, method: genarm, from: base, guides: {foreign: 1.0}}
+  only_other: {do: decode, method: mod, from: base, policies: {other: 1.0}}
+  mixed: {do: decode, method: mod, from: base, policies: {other: 0.5, third: 0.5}}
+  halves: {do: decode, method: mod, from: third, policies: {other: 0.5}}
+"""
+
+
+@pytest.fixture(scope="module")
+def view(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("guides")
+    for seed, name in enumerate(("model", "other", "third")):
+        tiny.language_model(folder / name, seed=seed)
+    letters.language_model(folder / "letters", 0)
+    tiny.classifier(folder / "classes", initializer_range=1.0)
+    tiny.classifier(folder / "labelled", labels=2, initializer_range=1.0)
+    tiny.write_lines(folder / "prompts.jsonl", [{"prompt": text} for text in MESSAGES])
+    tiny.write_lines(folder / "pairs.jsonl", tiny.TEN)
+    view = stages.study(folder, STUDY)
+    for name in ("rolls", "rm", "arm", "wide", "narrow"):
+        stages.build(view, name)
+    return view
+
+
+def test_without_strength_a_guided_policy_is_the_model_itself(view: Any) -> None:
+    names = ["args[strength=0.0]", "drawn[strength=0.0]", "cd[strength=0.0]", "genarm[strength=0.0]"]
+    asked = Asked(view, "base", "greedy", "five", *names)
+    assert asked["args[strength=0.0]"] == asked["greedy"]
+    assert asked["drawn[strength=0.0]"] == asked["five"]
+    assert asked["cd[strength=0.0]"] == asked["genarm[strength=0.0]"] == asked["base"]
+
+
+def test_every_kind_of_guide_changes_what_is_said(view: Any) -> None:
+    asked = Asked(
+        view, "base", "greedy", "five", "args[strength=40.0]", "by_class", "by_label", "by_prefix", "by_value"
+    )
+    greedy = {
+        str(asked[name]) for name in ("greedy", "args[strength=40.0]", "by_class", "by_label", "by_prefix", "by_value")
+    }
+    assert len(greedy) == 6
+    asked = Asked(view, "base", "five", "drawn[strength=40.0]", "cd[strength=8.0]", "genarm[strength=1.0]", "mixed")
+    assert len({str(answers) for answers in asked.answers.values()}) == 6
+
+
+def test_the_published_form_at_its_temperature_is_the_papers_product(view: Any) -> None:
+    asked = Asked(view, "genarm[strength=1.0]", "official")
+    assert asked["official"] == asked["genarm[strength=1.0]"]
+
+
+def test_the_whole_weight_on_one_policy_is_that_policy(view: Any) -> None:
+    asked = Asked(view, "only_other", "other")
+    assert asked["only_other"] == asked["other"]
+
+
+def test_what_the_weights_leave_goes_to_the_model_itself(view: Any) -> None:
+    asked = Asked(view, "mixed", "halves")
+    assert asked["mixed"] == asked["halves"]
+
+
+def test_the_worst_of_n_is_never_above_the_best_of_the_same_draws(view: Any) -> None:
+    asked = Asked(view, "base", "best", "worst")
+    for best, plain, worst in zip(
+        *([a for row in asked[n] for a in row] for n in ("best", "base", "worst")), strict=True
+    ):
+        assert len(best.split()) >= len(plain.split()) >= len(worst.split())
+    assert asked["best"] != asked["worst"]
+    assert asked.generated == [len(PROMPTS) * 2 * 4]
+
+
+def test_a_guide_with_other_tokens_is_refused_with_one_that_differs(view: Any) -> None:
+    stages.build(view, "foreign")
+    with pytest.raises(
+        UserError, match="`foreign` cannot guide `base`: they have different vocabularies: token '<pad>'"
+    ):
+        Asked(view, "outlandish")
