@@ -35,11 +35,12 @@ from specs.decoding import (
 from specs.execution import Execution
 from specs.problems import UserError
 from specs.soup import Soup
+from tasks.batch import NotFinite
 from tasks.guides import Guided
 from tasks.job import Log
 from tasks.memory import free_memory
 from tasks.row_lora import install
-from tasks.sampler import NotFinite, sample
+from tasks.sampler import sample
 from tasks.scores import Scores
 from tasks.slot_cache import check_room
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tasks.batch import PREFILL, NotFinite
 from tasks.reader import FIRST_ROOM, next_token_logits
-from tasks.sampler import PREFILL, NotFinite
 from tasks.slot_cache import Prefill, SlotCache, check_room, evaluating, prefill
 
 # Ended hypotheses are ranked by their sum of log-probabilities over their length to this power.

@@ -27,9 +27,10 @@ from registry.rows import Prompt
 from specs.calibration import Calibrate
 from specs.problems import UserError
 from tasks.answers import ending, keys, leave_room, naming
+from tasks.batch import NotFinite
 from tasks.inputs import prompts_of
 from tasks.job import Job, Result
-from tasks.sampler import NotFinite, sample
+from tasks.sampler import sample
 from tasks.threads import use_threads
 from tasks.trainer import save, train, whole
 from tasks.training import arguments, load_start, lora_config
