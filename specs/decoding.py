@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specs.base import Count, Flag, NonNegative, Number, Positive, Probability, WholeNumber
 from specs.problems import Path
-from specs.references import AutoregressiveReward, GuidanceReward, LanguageModel, PrefixReward, PrefixValues
+from specs.references import AutoregressiveReward, GuidanceReward, LanguageModel, PrefixReward, Scorer
 from specs.stage import Stage
 
 if TYPE_CHECKING:
@@ -122,19 +122,38 @@ class DecodeARGS(_Decode):
 
 
 class DecodeControlled(_Guided):
-    """Controlled decoding, token by token (Mudgal et al., arXiv 2310.17022): the next token's probability is multiplied
-    by exp(strength * value of going on with it)."""
+    """Controlled decoding (Mudgal et al., arXiv 2310.17022). Token by token, the next token's probability is multiplied by
+    exp(strength * value of going on with it). With `block`, so many tokens are continued in several ways, of which the one
+    of highest value is kept: between the model (one way) and best-of-n (a block as long as an answer)."""
 
     method: Literal["controlled_decoding"]
-    scorers: Annotated[dict[PrefixValues, Number], Field(min_length=1)]
-    """Prefix scorers and their weights. Token by token they need a `vocabulary` head."""
+    scorers: Annotated[dict[Scorer, Number], Field(min_length=1)]
+    """Prefix scorers and their weights. Token by token they need a `vocabulary` head; blocks may be scored by rewards too,
+    which read what there is as a finished answer."""
     strength: Number = 1.0
-    """Multiplies all weights."""
+    """Token by token, multiplies all weights."""
+    block: Count | None = None
+    """The tokens of a block; token by token if absent."""
+    samples: Several | None = None
+    """How many ways each block is continued in."""
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> DecodeControlled:
+        if (self.block is None) != (self.samples is None):
+            raise ValueError("takes `block` and `samples` together: the tokens of a block, and the ways to continue it")
+        if self.block is not None and self.strength != 1:
+            raise ValueError("the best block is the best at any `strength`; leave it out")
+        if self.block is not None and self.temperature == 0:
+            raise ValueError("at temperature 0 all ways to continue a block are one; raise it")
+        return self
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
-        for name in self.scorers:
+        for name in self.scorers if self.block is None else ():
             for member in graph.members(name):
-                if getattr(graph.nodes[member].entry, "head", "vocabulary") == "scalar":
+                if graph.nodes[member].produces != "prefix scorer":
+                    message = "scores whole texts; name a prefix scorer, or decode by `block` and `samples`"
+                    yield ("scorers", name), f"`{member}` {message}"
+                elif getattr(graph.nodes[member].entry, "head", "vocabulary") == "scalar":
                     message = "has a scalar head, which scores one token at a time; train it with `head: vocabulary`"
                     yield ("scorers", name), f"`{member}` {message}"
 

@@ -53,7 +53,7 @@ PrefixReward = Annotated[
     ReferenceText, Accepts(("reward", "prefix scorer"), "guidance", "a reward model or prefix scorer")
 ]
 """What scores an answer up to any of its tokens."""
-PrefixValues = Annotated[ReferenceText, Accepts(("prefix scorer",), "guidance")]
+Scorer = Annotated[ReferenceText, Accepts((*REWARDS, "prefix scorer"), "guidance", "a prefix scorer or reward")]
 AutoregressiveReward = Annotated[ReferenceText, Accepts(("autoregressive reward model",), "guidance")]
 CalibratedReward = Annotated[ReferenceText, Accepts(("calibrated reward",), "training")]
 Experts = Annotated[ReferenceText, Accepts(("language model", "reward"))]

@@ -152,23 +152,23 @@ def draw(
     loaded = load_language_model(shared, four_bits="rounded" if is_rounded(model) else None)
     encoded = [encode_prompt(loaded.tokenizer, p.messages) for p in prompts]
     leave_room(model.name, loaded.model, encoded, max_new_tokens)
+    asked: dict[str, Any] = {
+        "keys": keys(prompts, stream) * len(rules),
+        "samples": draws,
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "eos_ids": loaded.eos_ids,
+        "temperature": rules[0].temperature,
+        "top_k": rules[0].top_k,
+        "top_p": rules[0].top_p,
+        "rows": execution.rows,
+        "on_progress": lambda done, total: log.progress(done, total, "responses"),
+    }
     with naming(model.name, prompts), _mixed(rules, loaded.model, len(prompts)) as on_rows:
-        drawn = sample(
-            loaded.model,
-            encoded * len(rules),
-            keys=keys(prompts, stream) * len(rules),
-            samples=draws,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            eos_ids=loaded.eos_ids,
-            temperature=rules[0].temperature,
-            top_k=rules[0].top_k,
-            top_p=rules[0].top_p,
-            rows=execution.rows,
-            guidance=Guided(guided, loaded, prompts, max_new_tokens).guidance() if guided else None,
-            on_progress=lambda done, total: log.progress(done, total, "responses"),
-            on_rows=on_rows,
-        )
+        if guided is not None:
+            drawn = Guided(guided, loaded, prompts, max_new_tokens).sample(encoded, asked)
+        else:
+            drawn = sample(loaded.model, encoded * len(rules), on_rows=on_rows, **asked)
     rows = [[Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished) for s in row] for row in drawn]
     return [rows[start : start + len(prompts)] for start in range(0, len(rows), len(prompts))]
 

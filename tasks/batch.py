@@ -123,9 +123,9 @@ class Batch:
             reader.close_up(sources, targets, rows)
         return left
 
-    def numbers(self, seats: Sequence[Seat], seed: int, keys: Sequence[str]) -> Tensor:
-        """The uniform numbers [seats, new] of samples."""
-        streams = [uniforms(seed, keys[seat.prompt], seat.number, self.new) for seat in seats]
+    def numbers(self, seats: Sequence[Seat], seed: int, keys: Sequence[str], after: int = 0) -> Tensor:
+        """The uniform numbers [seats, new] of samples, or of those that come `after` them."""
+        streams = [uniforms(seed, keys[seat.prompt], seat.number + after, self.new) for seat in seats]
         return torch.from_numpy(np.stack(streams)).to(self.device)
 
     def _arrivals(self) -> Iterator[Seat]:

@@ -42,19 +42,20 @@ class Branches:
         reader.keep(_of(self.places, chosen))
 
 
-def grow(
-    reader: Reader, first: Tensor, depth: int, draw: Callable[[Tensor, Tensor, int], Tensor], eos: Tensor
-) -> Branches:
-    """Branches that begin with the tokens `first` [rows, k]; what has come to its end is fed no further.
+Draw = Callable[[Tensor, Tensor, int], Tensor]
+"""`draw(logits, branches, t)` gives token `t` of the branches [rows, n] from their logits [rows, n, vocabulary]."""
 
-    `draw(logits, branches, t)` gives the token number `t` of the branches [rows, n] from their logits [rows, n, vocabulary].
-    """
+
+def grow(reader: Reader, first: Tensor, limits: Tensor, draw: Draw, eos: Tensor) -> Branches:
+    """Branches that begin with the tokens `first` [rows, k] and have at most `limits` [rows] tokens; what has come to its
+    end is fed no further."""
+    depth = int(limits.max())
     rows, k = first.shape
     tokens = first.new_full((rows, k, depth), PAD)
     tokens[:, :, 0] = first
     places = first.new_zeros(rows, k, depth - 1)
     owners = first.new_zeros(rows, 0)
-    alive = ~torch.isin(first, eos)
+    alive = ~torch.isin(first, eos) & (limits > 1)[:, None]
     for t in range(1, depth):
         width = int(alive.sum(1).max())
         if width == 0:
@@ -71,12 +72,12 @@ def grow(
         places[:, :, t - 1] = places[:, :, t - 1].scatter(1, branches, here)
         drawn = torch.where(live, draw(logits, branches, t), PAD)
         tokens[:, :, t] = tokens[:, :, t].scatter(1, branches, drawn)
-        alive = alive & (tokens[:, :, t] != PAD) & ~torch.isin(tokens[:, :, t], eos)
+        alive &= ~torch.isin(tokens[:, :, t], eos) & (limits > t + 1)[:, None]
     return Branches(tokens, torch.isin(tokens, eos).any(-1), places)
 
 
 def read(reader: Reader, tokens: Tensor) -> Tensor:
-    """What the reader gives at the last token of each branch [rows, k], all branches read in one pass.
+    """What the reader gives at the last token of each branch [rows, k, ...], all branches read in one pass.
 
     `tokens` is [rows, k, D], `PAD` behind an end. Token t of branch j then lies at place j D + t behind its row.
     """
@@ -85,9 +86,9 @@ def read(reader: Reader, tokens: Tensor) -> Tensor:
     branch = torch.arange(k, device=device).repeat_interleave(depth)
     step = torch.arange(depth, device=device).repeat(k)
     seen = (branch[:, None] == branch) & (step <= step[:, None])
-    found = reader.look(tokens.flatten(1).clamp(min=0), seen[None], step).view(rows, k, depth)
-    last = (tokens != PAD).sum(-1, keepdim=True) - 1
-    return found.gather(2, last)[..., 0]
+    found = reader.look(tokens.flatten(1).clamp(min=0), seen[None], step)
+    lasts = torch.arange(k, device=device) * depth + (tokens != PAD).sum(-1) - 1
+    return found[torch.arange(rows, device=device)[:, None], lasts]
 
 
 def _of(values: Tensor, chosen: Tensor) -> Tensor:

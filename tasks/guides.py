@@ -6,7 +6,7 @@ two must have one vocabulary, and are refused where they do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from registry.artifacts import Artifact
-from registry.dialogue_text import behind_the_end, encode_prompt
+from registry.dialogue_text import behind_the_end, decode_answer, encode_prompt
 from registry.language_models import LanguageModel, load_language_model
 from registry.prefix_scorers import PrefixHead, load_prefix_scorer
 from registry.reward_models import load_classifier, load_reward_model
+from registry.rewards import scorer
 from registry.rows import Prompt
 from specs.decoding import DecodeARGS, DecodeControlled, DecodeGenARM, DecodeMOD
 from specs.problems import UserError
 from specs.rewards import Classifier
+from tasks.blocks import BlockScorer, PrefixBlocks, Scorers, TextBlocks, sample_by_blocks
 from tasks.guidance import Guidance, Guide, NextTokens, Prefixes
 from tasks.reader import Output, Reader, next_token_logits
+from tasks.sampler import Sample, sample
 from tasks.slot_cache import check_room
 
 
@@ -36,8 +39,19 @@ class Guided:
     prompts: Sequence[Prompt]
     max_new_tokens: int
 
-    def guidance(self) -> Guidance:
-        """Its guides, loaded. Raises `UserError` for one that cannot read what the policy writes."""
+    def sample(self, prompts: Sequence[Sequence[int]], asked: Mapping[str, Any]) -> list[list[Sample]]:
+        """Its answers: see `tasks.sampler.sample`, of whose arguments `asked` holds the rest. Raises `UserError` for a
+        guide that cannot read what the policy writes."""
+        entry = self.policy.entry
+        if isinstance(entry, DecodeControlled) and entry.block is not None:
+            assert entry.samples is not None
+            scorers = self._block_scorers(asked["rows"])
+            return sample_by_blocks(
+                self.base.model, prompts, scorers=scorers, block=entry.block, branches=entry.samples, **asked
+            )
+        return sample(self.base.model, prompts, guidance=self._guidance(), **asked)
+
+    def _guidance(self) -> Guidance:
         entry = self.policy.entry
         match entry:
             case DecodeARGS():
@@ -53,10 +67,34 @@ class Guided:
                 return Guidance(guides, policy_weight=1 - sum(weight for _, weight in guides))
         raise AssertionError(f"{self.policy.name} has no guides")
 
-    def _weighed(self, slot: str) -> Iterator[tuple[Guide, float]]:
+    def _block_scorers(self, batch: int) -> Scorers:
+        return Scorers([(self._block_scorer(one, batch), weight) for one, weight in self._artifacts("scorers")])
+
+    def _artifacts(self, slot: str) -> Iterator[tuple[Artifact, float]]:
         weights: dict[str, float] = self.policy.fields[slot]
         for artifact in {a.fingerprint: a for a in self.policy.inputs[slot]}.values():
-            yield self._next_tokens(artifact), weights[artifact.fingerprint]
+            yield artifact, weights[artifact.fingerprint]
+
+    def _weighed(self, slot: str) -> Iterator[tuple[Guide, float]]:
+        return ((self._next_tokens(artifact), weight) for artifact, weight in self._artifacts(slot))
+
+    def _block_scorer(self, artifact: Artifact, batch: int) -> BlockScorer:
+        if artifact.produces == "prefix scorer":
+            loaded, head = load_prefix_scorer(artifact)
+            reader = self._reader(artifact, hidden_states(loaded.model), loaded.model, loaded.tokenizer)
+            if head.each is None:
+                return PrefixBlocks(reader, head.of_tokens)
+            whole, reader.prompts = reader.prompts, [prompt[:-1] for prompt in reader.prompts]
+            return PrefixBlocks(reader, head.of_tokens, [prompt[-1] for prompt in whole])
+        score = scorer(artifact, batch=batch)
+
+        def reward(places: Sequence[int], answers: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+            texts = [[decode_answer(self.base.tokenizer, answer) for answer in row] for row in answers]
+            asked = [self.prompts[place].messages for place, row in zip(places, texts, strict=True) for _ in row]
+            found = iter(score(asked, [text for row in texts for text in row]))
+            return [[next(found) for _ in row] for row in texts]
+
+        return TextBlocks(reward)
 
     def _next_tokens(self, artifact: Artifact) -> Guide:
         if artifact.produces == "prefix scorer":
@@ -115,13 +153,19 @@ def prefix_rewards(classifier: Any, label: int = -1) -> Output:
 def prefix_values(model: Any, head: PrefixHead) -> Output:
     """A prefix scorer: the values [rows, L, vocabulary] of every next token; of a scalar head the values [rows, L] of
     what was read so far."""
-    body = _body(model)
+    hidden = hidden_states(model)
 
     def output(keep: Tensor | None = None, **inputs: Any) -> Tensor:
-        hidden = _kept(body(**inputs).last_hidden_state, keep)
-        return head.of_tokens(hidden, inputs["input_ids"]) if head.each is None else head.of_all(hidden)
+        states = hidden(keep, **inputs)
+        return head.of_tokens(states, inputs["input_ids"]) if head.each is None else head.of_all(states)
 
     return output
+
+
+def hidden_states(model: Any) -> Output:
+    """The last hidden states [rows, L, width] of a causal language model's body."""
+    body = _body(model)
+    return lambda keep=None, **inputs: _kept(body(**inputs).last_hidden_state, keep)
 
 
 def _other_vocabulary(ours: Any, theirs: Any) -> str | None:

@@ -136,7 +136,7 @@ HASHED = {
     "bon": {"method", "from", "temperature", "top_k", "top_p", "reward", "n"},
     "won": {"method", "from", "temperature", "top_k", "top_p", "reward", "n"},
     "args": {"method", "from", "reward", "candidates", "strength", "temperature", "standardise"},
-    "cd": {"method", "from", "scorers", "strength", "temperature", "top_k", "top_p"},
+    "cd": {"method", "from", "scorers", "strength", "block", "samples", "temperature", "top_k", "top_p"},
     "genarm": {"method", "from", "guides", "strength", "temperature", "top_k", "top_p", "official_code"},
     "mod": {"method", "from", "policies", "temperature", "top_k", "top_p"},
     "table": {"policies", "against", "prompts", "rewards", "budget", "resamples", "confidence", "seed"},

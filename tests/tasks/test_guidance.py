@@ -6,45 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from torch import Tensor
+from guided import CPU, ENDS, ITS_PROMPTS, PROMPTS, TAIL, VOCABULARY, llama, logits_after, reward_model, reward_of
 
 from registry.methods.draws import inverse_cdf, uniforms
-from registry.reward_models import with_score_head
 from tasks.guidance import Guidance, NextTokens, Prefixes
 from tasks.guides import prefix_rewards
 from tasks.reader import Reader, next_token_logits
 from tasks.sampler import Sample, sample
-
-VOCABULARY = 37
-ENDS = [5, 12, 20, 30]
-TAIL = [7, 9]
-LLAMA: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    # Wide enough that the models have opinions: no near-ties for rounding to tip.
-    "initializer_range": 0.3,
-}
-PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [8, 9, 7, 9], [2, 3, 8]]
-# The guide's template writes something else around the same requests.
-ITS_PROMPTS = [[1, 1, *prompt, 2] for prompt in PROMPTS]
-CPU = torch.device("cpu")
-
-
-def llama(seed: int) -> Any:
-    torch.manual_seed(seed)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).eval()
-
-
-def reward_model(seed: int, scale: float = 3.0) -> Any:
-    model = with_score_head(llama(seed), seed).eval()
-    model.score.weight.data *= scale
-    return model
 
 
 def by_prefix(model: Any, tail: list[int] = TAIL) -> Prefixes:
@@ -59,15 +27,6 @@ def run(model: Any, guidance: Guidance | None, **changes: Any) -> list[list[Samp
     options: dict[str, Any] = {"samples": 2, "max_new_tokens": 12, "seed": 11, "eos_ids": ENDS}
     keys = [str(prompt) for prompt in PROMPTS]
     return sample(model, PROMPTS, keys=keys, guidance=guidance, **options | changes)
-
-
-def logits_after(model: Any, ids: list[int]) -> Tensor:
-    found: Tensor = model(input_ids=torch.tensor([ids])).logits[0, -1]
-    return found
-
-
-def reward_of(model: Any, ids: list[int]) -> float:
-    return float(prefix_rewards(model)(input_ids=torch.tensor([ids]))[0, -1])
 
 
 @torch.inference_mode()

@@ -46,6 +46,8 @@ stages:
   by_prefix: {do: decode, method: args, from: base, reward: narrow, candidates: 5, strength: 40.0}
   by_value: {do: decode, method: args, from: base, reward: wide, candidates: 5, strength: 40.0}
   cd: {do: decode, method: controlled_decoding, from: base, scorers: {wide: 0.5}, sweep: {strength: [0.0, 8.0]}}
+  blocks: {do: decode, method: controlled_decoding, from: base, scorers: {wide: 0.5, narrow: 1.0}, block: 3, samples: 4}
+  by_length: {do: decode, method: controlled_decoding, from: base, scorers: {score: 1.0}, block: 10, samples: 4}
   genarm: {do: decode, method: genarm, from: base, guides: {arm: 1.0}, sweep: {strength: [0.0, 1.0]}}
   official: {do: decode, method: genarm, from: base, guides: {arm: 1.0}, official_code: true, temperature: 0.5}
   outlandish: {do: decode, method: genarm, from: base, guides: {foreign: 1.0}}
@@ -89,6 +91,12 @@ def test_every_kind_of_guide_changes_what_is_said(view: Any) -> None:
     assert len(greedy) == 6
     asked = Asked(view, "base", "five", "drawn[strength=40.0]", "cd[strength=8.0]", "genarm[strength=1.0]", "mixed")
     assert len({str(answers) for answers in asked.answers.values()}) == 6
+
+
+def test_a_block_as_long_as_an_answer_is_best_of_n(view: Any) -> None:
+    asked = Asked(view, "best", "by_length", "blocks", "base")
+    assert asked["by_length"] == asked["best"]
+    assert asked["blocks"] != asked["base"]
 
 
 def test_the_published_form_at_its_temperature_is_the_papers_product(view: Any) -> None:

@@ -1,0 +1,212 @@
+"""Block-wise controlled decoding: K continuations of M tokens, the best of them kept, and again.
+
+The K branches of a sample lie side by side in one row, so the prompt and what was kept are held and read once. Branch b of
+sample s draws with the random numbers of sample s + b * samples, token by token: with one branch it is plain sampling, and
+with blocks as long as an answer it is best-of-K over the very draws of `best_of_n`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from registry.methods.draws import check_rule, inverse_cdf
+from tasks.batch import Batch, NotFinite, Seat
+from tasks.branches import PAD, Branches, grow, read
+from tasks.reader import Positions, Reader, next_token_logits
+from tasks.sampler import Sample, check_request, collect
+from tasks.slot_cache import Prefill, evaluating
+
+
+class BlockScorer(Protocol):
+    """What says which branch is the best."""
+
+    @property
+    def readers(self) -> list[Reader]: ...
+
+    def scores(self, seats: Sequence[Seat], branches: Branches) -> Tensor:
+        """[rows, k]"""
+
+    def chosen(self, branches: Branches, chosen: Tensor) -> None:
+        """The branch [rows] that each row goes on with."""
+
+
+@dataclass
+class PrefixBlocks:
+    """Scores a branch by what a prefix scorer makes of its last token."""
+
+    reader: Reader
+    value: Callable[[Tensor, Tensor], Tensor]
+    """`value(given, tokens)`: of the tokens [rows, k] from what the reader gives there."""
+    ahead: Sequence[int] | None = None
+    """For a scorer that values a token from what was read before it: the last token of each prompt, which the reader's own
+    prompts lack. It then stays one token behind the policy."""
+
+    @property
+    def readers(self) -> list[Reader]:
+        return [self.reader]
+
+    def scores(self, seats: Sequence[Seat], branches: Branches) -> Tensor:
+        tokens = fed = branches.tokens
+        if self.ahead is not None:
+            before = [seat.ids[-1] if seat.ids else self.ahead[seat.prompt] for seat in seats]
+            first = torch.tensor(before, device=tokens.device)[:, None, None].expand(-1, tokens.shape[1], 1)
+            fed = torch.where(tokens == PAD, PAD, torch.cat([first, tokens[..., :-1]], dim=-1))
+        last = tokens.gather(2, branches.lengths[..., None] - 1)[..., 0]
+        return self.value(read(self.reader, fed), last)
+
+    def chosen(self, branches: Branches, chosen: Tensor) -> None:
+        depth = branches.tokens.shape[-1]
+        self.reader.keep(chosen[:, None] * depth + torch.arange(depth, device=chosen.device))
+
+
+@dataclass
+class TextBlocks:
+    """Scores a branch by a reward of the answer so far, read as a finished one."""
+
+    reward: Callable[[Sequence[int], Sequence[Sequence[Sequence[int]]]], Sequence[Sequence[float]]]
+    """`reward(prompts, answers)`: of answers [row][branch] as tokens to the prompts of those places."""
+    readers: list[Reader] = field(default_factory=list)
+
+    def scores(self, seats: Sequence[Seat], branches: Branches) -> Tensor:
+        answers = [
+            [[*seat.ids, *(token for token in branch if token != PAD)] for branch in row]
+            for seat, row in zip(seats, branches.tokens.tolist(), strict=True)
+        ]
+        found = self.reward([seat.prompt for seat in seats], answers)
+        return torch.tensor(found, dtype=torch.float64, device=branches.tokens.device)
+
+    def chosen(self, branches: Branches, chosen: Tensor) -> None:
+        """It reads whole texts."""
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """A weighted sum of block scorers."""
+
+    of: Sequence[tuple[BlockScorer, float]]
+
+    @property
+    def readers(self) -> list[Reader]:
+        return [reader for scorer, _ in self.of for reader in scorer.readers]
+
+    def seat(self, started: Iterable[Prefill], rows: Sequence[int], prompts: Sequence[int]) -> None:
+        for reader, one in zip(self.readers, started, strict=True):
+            reader.seat(one, rows, prompts)
+
+    def best(self, seats: Sequence[Seat], branches: Branches) -> Tensor:
+        """The branch [rows] of highest score, the first on a tie."""
+        whole = sum(weight * scorer.scores(seats, branches).double() for scorer, weight in self.of)
+        assert isinstance(whole, Tensor)
+        return whole.argmax(1)
+
+    def chosen(self, branches: Branches, chosen: Tensor) -> None:
+        for scorer, _ in self.of:
+            scorer.chosen(branches, chosen)
+
+
+@torch.inference_mode()
+def sample_by_blocks(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    scorers: Scorers,
+    block: int,
+    branches: int,
+    keys: Sequence[str],
+    samples: int,
+    seed: int,
+    max_new_tokens: int,
+    eos_ids: Collection[int],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rows: int = 64,
+    on_progress: Callable[[int, int], None] | None = None,
+    count: Positions | None = None,
+) -> list[list[Sample]]:
+    """`result[i][j]` is sample j of prompt i. At most `rows` branches are decoded at a time, and those of one sample at
+    least. Blocks that end early and a last short one are scored as they stand."""
+    check_rule(temperature, top_k, top_p)
+    check_request(model, prompts, keys, samples, max_new_tokens, rows)
+    device = torch.device(model.get_input_embeddings().weight.device)
+    policy = Reader(next_token_logits(model), prompts, device, count=Positions() if count is None else count)
+    with evaluating(model):
+        slots = min(max(rows // branches, 1), len(prompts) * samples)
+        batch = Batch(policy, scorers, samples, slots, max_new_tokens)
+        rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        stepping = _Blocks(
+            batch, scorers, block, branches, seed, keys, torch.tensor(sorted(eos_ids), device=device), rule
+        )
+        return collect(stepping.step, len(prompts), samples, frozenset(eos_ids), on_progress)
+
+
+class _Blocks:
+    """A block a step for every row of a batch."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        scorers: Scorers,
+        block: int,
+        branches: int,
+        seed: int,
+        keys: Sequence[str],
+        eos: Tensor,
+        rule: dict[str, Any],
+    ) -> None:
+        self.batch, self.scorers, self.block, self.branches = batch, scorers, block, branches
+        self.seed, self.keys, self.eos, self.rule = seed, keys, eos, rule
+        # The token that each row has kept and not read, how many it has kept, and the random numbers of its branches.
+        self.tokens, self.kept = batch.hold(), batch.hold()
+        self.u = batch.hold(branches, batch.new, dtype=torch.float64)
+
+    def step(self) -> list[Seat]:
+        """Every row keeps one block, new ones among them; returns the samples that end there."""
+        batch = self.batch
+        logits = [batch.policy.step(self.tokens[: len(batch.seats)])] if batch.seats else []
+        arrivals, first = batch.admit()
+        rows = len(batch.seats)
+        if arrivals:
+            streams = [
+                batch.numbers(arrivals, self.seed, self.keys, after=b * batch.samples) for b in range(self.branches)
+            ]
+            self.u[rows - len(arrivals) : rows] = torch.stack(streams, dim=1)
+        grown = self._grow(torch.cat([*logits, *first]))
+        chosen = self.scorers.best(batch.seats, grown)
+        grown.keep(batch.policy, chosen)
+        self.scorers.chosen(grown, chosen)
+        return batch.leave(self._note(grown.of(chosen)))
+
+    def _grow(self, logits: Tensor) -> Branches:
+        kept = self.kept[: len(logits)]
+
+        def draw(logits: Tensor, branches: Tensor, t: int) -> Tensor:
+            at = (kept + t).clamp(max=self.batch.new - 1)[:, None, None].expand(-1, self.branches, 1)
+            u = self.u[: len(logits)].gather(2, at)[..., 0].gather(1, branches)
+            drawn = inverse_cdf(logits.flatten(0, 1), u.flatten(), **self.rule).view(u.shape)
+            for row in (drawn < 0).any(1).nonzero()[:1, 0].tolist():
+                prompt = self.batch.seats[row].prompt
+                raise NotFinite(prompt, self.keys[prompt])
+            return drawn
+
+        every = torch.arange(self.branches, device=logits.device).expand(len(logits), -1)
+        first = draw(logits[:, None].expand(-1, self.branches, -1), every, 0)
+        return grow(self.batch.policy, first, (self.batch.new - kept).clamp(max=self.block), draw, self.eos)
+
+    def _note(self, kept: Tensor) -> list[int]:
+        """Write the blocks [rows, M] down; the rows whose samples end here."""
+        rows = len(kept)
+        self.tokens[:rows] = kept[:, -1].clamp(min=0)
+        self.kept[:rows] += (kept != PAD).sum(1)
+        ends = set(self.eos.tolist())
+        holes = []
+        for slot, (seat, tokens) in enumerate(zip(self.batch.seats, kept.tolist(), strict=True)):
+            seat.ids += [token for token in tokens if token != PAD]
+            if seat.ids[-1] in ends or len(seat.ids) == self.batch.new:
+                holes.append(slot)
+        return holes

@@ -1,0 +1,128 @@
+"""Block-wise controlled decoding is its definition, from one cache, whatever the batch looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from guided import CPU, ENDS, ITS_PROMPTS, PROMPTS, llama, logits_after, reward_model, reward_of
+
+from registry.methods.draws import inverse_cdf, uniforms
+from tasks.blocks import PrefixBlocks, Scorers, TextBlocks, sample_by_blocks
+from tasks.guides import prefix_rewards
+from tasks.reader import Positions, Reader, next_token_logits
+from tasks.sampler import Sample, sample
+
+KEYS = [str(prompt) for prompt in PROMPTS]
+OPTIONS: dict[str, Any] = {"keys": KEYS, "samples": 2, "max_new_tokens": 12, "seed": 11, "eos_ids": ENDS}
+
+
+def by_prefix(judge: Any) -> PrefixBlocks:
+    return PrefixBlocks(Reader(prefix_rewards(judge), ITS_PROMPTS, CPU), lambda reward, tokens: reward)
+
+
+def worth(ids: Sequence[int]) -> float:
+    return float(sum(i * i % 11 for i in ids))
+
+
+def by_text() -> TextBlocks:
+    return TextBlocks(lambda prompts, answers: [[worth(answer) for answer in row] for row in answers])
+
+
+def run(*scorers: tuple[Any, float], block: int = 4, branches: int = 3, **changes: Any) -> list[list[Sample]]:
+    return sample_by_blocks(
+        llama(0), PROMPTS, scorers=Scorers(scorers), block=block, branches=branches, **OPTIONS | changes
+    )
+
+
+def drawn_by_hand(base: Any, prompt: int, kept: list[int], number: int, many: int) -> list[int]:
+    """Up to `many` more tokens of one branch, every prefix read from scratch."""
+    u = uniforms(11, KEYS[prompt], number, 12)
+    added: list[int] = []
+    while len(added) < many and len(kept) + len(added) < 12 and not set(added) & set(ENDS):
+        logits = logits_after(base, PROMPTS[prompt] + kept + added)
+        added.append(int(inverse_cdf(logits[None], torch.tensor([u[len(kept) + len(added)]]))))
+    return added
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("block", [1, 4, 5])
+def test_every_block_is_the_best_of_its_branches_read_from_scratch(block: int) -> None:
+    base, judge = llama(0), reward_model(1)
+    found = run((by_prefix(judge), 1.0), block=block)
+    for prompt, its in enumerate(ITS_PROMPTS):
+        for number in range(2):
+            kept: list[int] = []
+            while len(kept) < 12 and not set(kept) & set(ENDS):
+                drawn = [drawn_by_hand(base, prompt, kept, number + 2 * b, block) for b in range(3)]
+                kept += max(drawn, key=lambda added: reward_of(judge, its + kept + added))
+            assert list(found[prompt][number].ids) == kept
+    assert any(s.finished for row in found for s in row)
+
+
+@torch.inference_mode()
+def test_a_scorer_that_values_a_token_before_reading_it_stays_one_token_behind() -> None:
+    base, guide = llama(0), llama(2)
+    lagging = PrefixBlocks(
+        Reader(next_token_logits(guide), [its[:-1] for its in ITS_PROMPTS], CPU),
+        lambda logits, tokens: logits.gather(2, tokens[..., None])[..., 0],
+        [its[-1] for its in ITS_PROMPTS],
+    )
+    found = run((lagging, 1.0))
+    for prompt, its in enumerate(ITS_PROMPTS):
+        kept: list[int] = []
+        while len(kept) < 12 and not set(kept) & set(ENDS):
+            drawn = [drawn_by_hand(base, prompt, kept, 2 * b, 4) for b in range(3)]
+            best = max(drawn, key=lambda added: float(logits_after(guide, its + kept + added[:-1])[added[-1]]))
+            kept += best
+        assert list(found[prompt][0].ids) == kept
+
+
+def test_one_branch_is_the_policy_token_for_token() -> None:
+    plain = sample(llama(0), PROMPTS, **OPTIONS)
+    assert run((by_prefix(reward_model(1)), 1.0), branches=1) == plain
+    assert run((by_text(), 1.0), branches=1, block=1) == plain
+
+
+def test_a_block_as_long_as_an_answer_is_best_of_n_over_the_same_draws() -> None:
+    draws = sample(llama(0), PROMPTS, **OPTIONS | {"samples": 6})
+    best = [[max(row[s::2], key=lambda sample: worth(sample.ids)) for s in range(2)] for row in draws]
+    assert run((by_text(), 1.0), block=12) == best
+    assert run((by_text(), 1.0), block=500) == best
+
+
+def test_scorers_are_weighed() -> None:
+    judge = reward_model(1)
+    one = run((by_prefix(judge), 1.0))
+    assert run((by_prefix(judge), 0.5), (by_text(), 0.0)) == one
+    assert run((by_prefix(judge), 0.3), (by_prefix(judge), 0.7)) == one
+    assert run((by_prefix(judge), 1e-9), (by_text(), 1.0)) == run((by_text(), 1.0))
+    assert run((by_prefix(judge), -1.0)) != one
+
+
+def test_neither_the_batch_nor_the_order_of_prompts_changes_an_answer() -> None:
+    scorers = [(by_prefix(reward_model(1)), 1.0), (by_text(), 0.1)]
+    whole = run(*scorers, samples=4)
+    assert run(*scorers, samples=4, rows=1) == whole
+    assert run(*scorers, samples=4, rows=9) == whole
+
+
+def test_prompts_are_read_once_and_no_position_is_fed_twice() -> None:
+    count, scorer = Positions(), by_prefix(reward_model(1))
+    found = run((scorer, 1.0), count=count, eos_ids=[])
+    drawn = sum(len(s.ids) for row in found for s in row)
+    assert count.prefill == sum(map(len, PROMPTS)) and scorer.reader.count.prefill == sum(map(len, ITS_PROMPTS))
+    assert scorer.reader.count.decode == 3 * drawn
+    # Of each block of four the kept branch's last token is read once more, the others' never.
+    assert count.decode == len(PROMPTS) * 2 * (3 * (3 * 3) + 2 * 1)
+
+
+def test_a_branch_that_has_ended_is_fed_no_further() -> None:
+    count = Positions()
+    prompts, keys = PROMPTS[:1], KEYS[:1]
+    options = OPTIONS | {"keys": keys, "samples": 1, "eos_ids": range(37)}
+    scorers = Scorers([(by_text(), 1.0)])
+    found = sample_by_blocks(llama(0), prompts, scorers=scorers, block=4, branches=3, count=count, **options)
+    assert len(found[0][0].ids) == 1 and count.decode == 0
