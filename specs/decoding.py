@@ -188,6 +188,30 @@ class DecodeMOD(_Guided):
             )
 
 
+class DecodeTransferQ(_Decode):
+    """Transfer-Q* (Chakraborty et al., arXiv 2405.20495): as ARGS, but a candidate's reward is that of the answer which an
+    aligned model, going on greedily from it, comes to within `look_ahead` tokens. It is read as a finished one."""
+
+    method: Literal["transfer_q"]
+    baseline: LanguageModel
+    """The aligned model that goes on from each candidate."""
+    reward: GuidanceReward
+    """The reward of what it comes to. A reward model with the same tokens reads on from what it has read; any other
+    reward is asked for whole texts, k at each token."""
+    candidates: Count = 10
+    """How many of the most probable tokens are tried."""
+    look_ahead: Count = 20
+    """How many tokens the baseline adds to each."""
+    strength: Number = 1.0
+    """What multiplies the reward; its unit is one over the reward's."""
+    temperature: NonNegative = 0.0
+    """0 takes the token of highest score; above it the score divided by it is sampled from."""
+
+    @property
+    def is_random(self) -> bool:
+        return self.temperature > 0
+
+
 Decode = Annotated[
     DecodeSample
     | DecodeGreedy
@@ -196,6 +220,7 @@ Decode = Annotated[
     | DecodeARGS
     | DecodeControlled
     | DecodeGenARM
-    | DecodeMOD,
+    | DecodeMOD
+    | DecodeTransferQ,
     Field(discriminator="method"),
 ]

@@ -30,6 +30,7 @@ from specs.decoding import (
     DecodeGreedy,
     DecodeMOD,
     DecodeSample,
+    DecodeTransferQ,
     DecodeWorstOfN,
 )
 from specs.execution import Execution
@@ -101,7 +102,7 @@ def rule_of(policy: Artifact) -> Rule:
         sign = 1 if isinstance(entry, DecodeBestOfN) else -1
         reward = policy.one("reward")
         return Rule(policy.one("from"), entry.temperature, entry.top_k, entry.top_p, entry.n, reward, sign)
-    if isinstance(entry, DecodeARGS):
+    if isinstance(entry, DecodeARGS | DecodeTransferQ):
         return Rule(policy.one("from"), entry.temperature, guided=policy)
     if isinstance(entry, DecodeControlled | DecodeGenARM | DecodeMOD):
         return Rule(policy.one("from"), entry.temperature, entry.top_k, entry.top_p, guided=policy)
@@ -166,7 +167,7 @@ def draw(
     }
     with naming(model.name, prompts), _mixed(rules, loaded.model, len(prompts)) as on_rows:
         if guided is not None:
-            drawn = Guided(guided, loaded, prompts, max_new_tokens).sample(encoded, asked)
+            drawn = Guided(guided, loaded, prompts, max_new_tokens, execution.rows).sample(encoded, asked)
         else:
             drawn = sample(loaded.model, encoded * len(rules), on_rows=on_rows, **asked)
     rows = [[Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished) for s in row] for row in drawn]

@@ -31,8 +31,8 @@ class BlockScorer(Protocol):
     def scores(self, seats: Sequence[Seat], branches: Branches) -> Tensor:
         """[rows, k]"""
 
-    def chosen(self, branches: Branches, chosen: Tensor) -> None:
-        """The branch [rows] that each row goes on with."""
+    def chosen(self, branches: Branches, chosen: Tensor, many: int) -> None:
+        """The branch [rows] whose first `many` tokens each row goes on with."""
 
 
 @dataclass
@@ -45,6 +45,9 @@ class PrefixBlocks:
     ahead: Sequence[int] | None = None
     """For a scorer that values a token from what was read before it: the last token of each prompt, which the reader's own
     prompts lack. It then stays one token behind the policy."""
+    finish: Sequence[int] = ()
+    """For a reward model, which is to read every branch as a finished answer: the end of an answer and what its template
+    writes behind that."""
 
     @property
     def readers(self) -> list[Reader]:
@@ -56,12 +59,18 @@ class PrefixBlocks:
             before = [seat.ids[-1] if seat.ids else self.ahead[seat.prompt] for seat in seats]
             first = torch.tensor(before, device=tokens.device)[:, None, None].expand(-1, tokens.shape[1], 1)
             fed = torch.where(tokens == PAD, PAD, torch.cat([first, tokens[..., :-1]], dim=-1))
+        if self.finish:
+            more = len(self.finish)
+            finish = torch.tensor(self.finish, device=tokens.device).expand(*tokens.shape[:2], -1)
+            first_free = (branches.lengths - branches.ends.int())[..., None]  # its own end gives way to the model's
+            fed = torch.nn.functional.pad(tokens, (0, more), value=PAD)
+            fed = fed.scatter(2, first_free + torch.arange(more, device=tokens.device), finish)
         last = tokens.gather(2, branches.lengths[..., None] - 1)[..., 0]
         return self.value(read(self.reader, fed), last)
 
-    def chosen(self, branches: Branches, chosen: Tensor) -> None:
-        depth = branches.tokens.shape[-1]
-        self.reader.keep(chosen[:, None] * depth + torch.arange(depth, device=chosen.device))
+    def chosen(self, branches: Branches, chosen: Tensor, many: int) -> None:
+        depth = branches.tokens.shape[-1] + len(self.finish)
+        self.reader.keep(chosen[:, None] * depth + torch.arange(many, device=chosen.device))
 
 
 @dataclass
@@ -80,7 +89,7 @@ class TextBlocks:
         found = self.reward([seat.prompt for seat in seats], answers)
         return torch.tensor(found, dtype=torch.float64, device=branches.tokens.device)
 
-    def chosen(self, branches: Branches, chosen: Tensor) -> None:
+    def chosen(self, branches: Branches, chosen: Tensor, many: int) -> None:
         """It reads whole texts."""
 
 
@@ -106,7 +115,7 @@ class Scorers:
 
     def chosen(self, branches: Branches, chosen: Tensor) -> None:
         for scorer, _ in self.of:
-            scorer.chosen(branches, chosen)
+            scorer.chosen(branches, chosen, branches.tokens.shape[-1])
 
 
 @torch.inference_mode()
@@ -178,7 +187,7 @@ class _Blocks:
             self.u[rows - len(arrivals) : rows] = torch.stack(streams, dim=1)
         grown = self._grow(torch.cat([*logits, *first]))
         chosen = self.scorers.best(batch.seats, grown)
-        grown.keep(batch.policy, chosen)
+        grown.keep(batch.policy, chosen, grown.places.shape[-1])
         self.scorers.chosen(grown, chosen)
         return batch.leave(self._note(grown.of(chosen)))
 

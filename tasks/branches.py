@@ -37,9 +37,9 @@ class Branches:
         """The tokens [rows, D] of the branch `chosen` [rows] of each row."""
         return _of(self.tokens, chosen)
 
-    def keep(self, reader: Reader, chosen: Tensor) -> None:
-        """Make the branch `chosen` [rows] the row's own, all but its last token, which the reader has not read."""
-        reader.keep(_of(self.places, chosen))
+    def keep(self, reader: Reader, chosen: Tensor, many: int) -> None:
+        """Make the first `many` tokens of the branch `chosen` [rows] the row's own; its last one the reader has not read."""
+        reader.keep(_of(self.places, chosen)[:, :many])
 
 
 Draw = Callable[[Tensor, Tensor, int], Tensor]

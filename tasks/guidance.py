@@ -4,39 +4,52 @@
 
 over the policy's k most probable tokens or over all of them; temperature, top-k and top-p are applied to s. Log-probabilities
 may be logits: what they differ by is the same for all candidates. A guide either scores every next token in one pass
-(`NextTokens`: a second language model, a vocabulary-wide head) or reads each candidate behind what is there (`Prefixes`:
-a reward model, a scalar head), all candidates as siblings in one row. With every weight 0 the policy is drawn from.
+(`NextTokens`: a second language model, a vocabulary-wide head), reads each candidate behind what is there (`Prefixes`: a
+reward model, a scalar head), all candidates as siblings in one row, or goes on from each candidate and looks at what comes
+of it (`tasks.rollouts`). With every weight 0 the policy is drawn from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from registry.methods.draws import inverse_cdf
 from registry.methods.guided import combined, most_probable, standardised
+from tasks.batch import Seat
 from tasks.reader import Reader
 from tasks.slot_cache import Prefill
+
+
+class Now(NamedTuple):
+    """Where the rows stand."""
+
+    seats: Sequence[Seat]
+    left: Tensor
+    """[rows]: how many more tokens each may have."""
+    ends: Tensor
+    """The tokens that end an answer."""
 
 
 class Guide(Protocol):
     """What scores the tokens that may come next in every row."""
 
     @property
-    def reader(self) -> Reader: ...
+    def readers(self) -> list[Reader]: ...
 
-    def seat(self, started: Prefill, rows: Sequence[int], prompts: Sequence[int]) -> None:
-        """New rows: see `Reader.seat`."""
+    def seat(self, started: Sequence[Prefill], rows: Sequence[int], prompts: Sequence[int]) -> None:
+        """New rows: see `Reader.seat`, for each of the readers."""
 
     def read(self, tokens: Tensor) -> None:
         """The tokens [rows] that were drawn."""
 
-    def scores(self, candidates: Tensor | None, ends: Tensor) -> Tensor:
-        """Of `candidates` [rows, k], or of the whole vocabulary [rows, vocabulary]; `ends` are the tokens that end an answer."""
+    def scores(self, candidates: Tensor | None, now: Now) -> Tensor:
+        """Of `candidates` [rows, k], or of the whole vocabulary [rows, vocabulary]."""
 
     def chosen(self, place: Tensor) -> None:
         """Which of the candidates each row goes on with, [rows]."""
@@ -49,13 +62,17 @@ class NextTokens:
     reader: Reader
     _parts: list[Tensor] = field(default_factory=list)
 
-    def seat(self, started: Prefill, rows: Sequence[int], prompts: Sequence[int]) -> None:
-        self._parts.append(self.reader.seat(started, rows, prompts))
+    @property
+    def readers(self) -> list[Reader]:
+        return [self.reader]
+
+    def seat(self, started: Sequence[Prefill], rows: Sequence[int], prompts: Sequence[int]) -> None:
+        self._parts.append(self.reader.seat(started[0], rows, prompts))
 
     def read(self, tokens: Tensor) -> None:
         self._parts = [self.reader.step(tokens)]
 
-    def scores(self, candidates: Tensor | None, ends: Tensor) -> Tensor:
+    def scores(self, candidates: Tensor | None, now: Now) -> Tensor:
         values = self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts)
         self._parts = []
         return (values if candidates is None else values.gather(1, candidates)).float()
@@ -75,16 +92,20 @@ class Prefixes:
     reader: Reader
     tail: Sequence[int] = ()
 
-    def seat(self, started: Prefill, rows: Sequence[int], prompts: Sequence[int]) -> None:
-        self.reader.seat(started, rows, prompts)
+    @property
+    def readers(self) -> list[Reader]:
+        return [self.reader]
+
+    def seat(self, started: Sequence[Prefill], rows: Sequence[int], prompts: Sequence[int]) -> None:
+        self.reader.seat(started[0], rows, prompts)
 
     def read(self, tokens: Tensor) -> None:
         """It has read it as a candidate."""
 
-    def scores(self, candidates: Tensor | None, ends: Tensor) -> Tensor:
+    def scores(self, candidates: Tensor | None, now: Now) -> Tensor:
         assert candidates is not None, "a guide that scores prefixes looks at candidates"
         k, device = candidates.shape[1], candidates.device
-        is_end = torch.isin(candidates, ends)
+        is_end = torch.isin(candidates, now.ends)
         most = int(is_end.sum(1).max()) if self.tail else 0
         if not most:
             seen = torch.eye(k, dtype=torch.bool, device=device)[None]
@@ -129,24 +150,22 @@ class Guidance:
 
     @property
     def readers(self) -> list[Reader]:
-        return [guide.reader for guide, _ in self.guides]
+        return [reader for guide, _ in self.guides for reader in guide.readers]
 
     def seat(self, started: Iterable[Prefill], rows: Sequence[int], prompts: Sequence[int]) -> None:
-        for (guide, _), one in zip(self.guides, started, strict=True):
-            guide.seat(one, rows, prompts)
+        left = iter(started)
+        for guide, _ in self.guides:
+            guide.seat(list(islice(left, len(guide.readers))), rows, prompts)
 
     def read(self, tokens: Tensor) -> None:
         for guide, _ in self.guides:
             guide.read(tokens)
 
-    def draw(
-        self, logits: Tensor, u: Tensor, eos_ids: Collection[int], temperature: float, top_k: int, top_p: float
-    ) -> Tensor:
+    def draw(self, logits: Tensor, u: Tensor, now: Now, temperature: float, top_k: int, top_p: float) -> Tensor:
         """The next token of every row, at its number in `u`; -1 where there is no distribution."""
         candidates = most_probable(logits, self.candidates) if self.candidates else None
         own = logits if candidates is None else logits.gather(1, candidates)
-        ends = torch.tensor(sorted(eos_ids), device=logits.device)
-        scored = [(guide.scores(candidates, ends), weight) for guide, weight in self.guides]
+        scored = [(guide.scores(candidates, now), weight) for guide, weight in self.guides]
         if self.standardised:
             scored = [(standardised(scores), weight) for scores, weight in scored]
         whole = combined(own, scored, self.policy_weight, normalised=self.normalised)

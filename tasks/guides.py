@@ -14,18 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from registry.artifacts import Artifact
-from registry.dialogue_text import behind_the_end, decode_answer, encode_prompt
+from registry.dialogue_text import ANY_ANSWER, behind_the_end, decode_answer, encode_answer, encode_prompt
 from registry.language_models import LanguageModel, load_language_model
 from registry.prefix_scorers import PrefixHead, load_prefix_scorer
 from registry.reward_models import load_classifier, load_reward_model
 from registry.rewards import scorer
 from registry.rows import Prompt
-from specs.decoding import DecodeARGS, DecodeControlled, DecodeGenARM, DecodeMOD
+from specs.decoding import DecodeARGS, DecodeControlled, DecodeGenARM, DecodeMOD, DecodeTransferQ
 from specs.problems import UserError
 from specs.rewards import Classifier
+from specs.soup import Soup
+from specs.training import RewardModel
 from tasks.blocks import BlockScorer, PrefixBlocks, Scorers, TextBlocks, sample_by_blocks
 from tasks.guidance import Guidance, Guide, NextTokens, Prefixes
 from tasks.reader import Output, Reader, next_token_logits
+from tasks.rollouts import Rollouts
 from tasks.sampler import Sample, sample
 from tasks.slot_cache import check_room
 
@@ -38,6 +41,8 @@ class Guided:
     base: LanguageModel
     prompts: Sequence[Prompt]
     max_new_tokens: int
+    rows: int
+    """The most texts that a reward reads at a time."""
 
     def sample(self, prompts: Sequence[Sequence[int]], asked: Mapping[str, Any]) -> list[list[Sample]]:
         """Its answers: see `tasks.sampler.sample`, of whose arguments `asked` holds the rest. Raises `UserError` for a
@@ -45,7 +50,7 @@ class Guided:
         entry = self.policy.entry
         if isinstance(entry, DecodeControlled) and entry.block is not None:
             assert entry.samples is not None
-            scorers = self._block_scorers(asked["rows"])
+            scorers = self._block_scorers()
             return sample_by_blocks(
                 self.base.model, prompts, scorers=scorers, block=entry.block, branches=entry.samples, **asked
             )
@@ -62,13 +67,16 @@ class Guided:
             case DecodeGenARM():
                 guides = [(guide, entry.strength * weight) for guide, weight in self._weighed("guides")]
                 return Guidance(guides, normalised=entry.official_code)
+            case DecodeTransferQ():
+                guide = self._rollouts(entry.look_ahead)
+                return Guidance([(guide, entry.strength)], entry.candidates)
             case DecodeMOD():
                 guides = list(self._weighed("policies"))
                 return Guidance(guides, policy_weight=1 - sum(weight for _, weight in guides))
         raise AssertionError(f"{self.policy.name} has no guides")
 
-    def _block_scorers(self, batch: int) -> Scorers:
-        return Scorers([(self._block_scorer(one, batch), weight) for one, weight in self._artifacts("scorers")])
+    def _block_scorers(self) -> Scorers:
+        return Scorers([(self._block_scorer(one), weight) for one, weight in self._artifacts("scorers")])
 
     def _artifacts(self, slot: str) -> Iterator[tuple[Artifact, float]]:
         weights: dict[str, float] = self.policy.fields[slot]
@@ -78,7 +86,7 @@ class Guided:
     def _weighed(self, slot: str) -> Iterator[tuple[Guide, float]]:
         return ((self._next_tokens(artifact), weight) for artifact, weight in self._artifacts(slot))
 
-    def _block_scorer(self, artifact: Artifact, batch: int) -> BlockScorer:
+    def _block_scorer(self, artifact: Artifact) -> BlockScorer:
         if artifact.produces == "prefix scorer":
             loaded, head = load_prefix_scorer(artifact)
             reader = self._reader(artifact, hidden_states(loaded.model), loaded.model, loaded.tokenizer)
@@ -86,7 +94,10 @@ class Guided:
                 return PrefixBlocks(reader, head.of_tokens)
             whole, reader.prompts = reader.prompts, [prompt[:-1] for prompt in reader.prompts]
             return PrefixBlocks(reader, head.of_tokens, [prompt[-1] for prompt in whole])
-        score = scorer(artifact, batch=batch)
+        return self._texts(artifact)
+
+    def _texts(self, artifact: Artifact) -> BlockScorer:
+        score = scorer(artifact, batch=self.rows)
 
         def reward(places: Sequence[int], answers: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
             texts = [[decode_answer(self.base.tokenizer, answer) for answer in row] for row in answers]
@@ -105,17 +116,28 @@ class Guided:
     def _prefixes(self, artifact: Artifact) -> Guide:
         if artifact.produces == "prefix scorer":
             return self._scorer(artifact)
-        label = -1
-        if isinstance(artifact.entry, Classifier):
-            model, tokenizer, label = load_classifier(artifact)
-            if not isinstance(getattr(model, "score", None), nn.Linear):
-                raise UserError(
-                    f"`{artifact.name}` reads whole texts, not a text as it grows; name a causal reward model"
-                )
-        else:
-            model, tokenizer = load_reward_model(artifact)
+        model, tokenizer, label = _reward_model(artifact)
+        if not _reads_as_it_grows(model):
+            raise UserError(f"`{artifact.name}` reads whole texts, not a text as it grows; name a causal reward model")
         reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer)
         return Prefixes(reader, behind_the_end(tokenizer, self.prompts[0].messages))
+
+    def _rollouts(self, look_ahead: int) -> Guide:
+        artifact = self.policy.one("baseline")
+        loaded = load_language_model(artifact)
+        baseline = self._reader(artifact, next_token_logits(loaded.model), loaded.model, loaded.tokenizer)
+        return Rollouts(baseline, self._finished(self.policy.one("reward")), look_ahead)
+
+    def _finished(self, artifact: Artifact) -> BlockScorer:
+        """A reward of answers as finished ones: a reward model of the same tokens reads on from what it has read."""
+        if isinstance(artifact.entry, Classifier | RewardModel | Soup):
+            model, tokenizer, label = _reward_model(artifact)
+            if _reads_as_it_grows(model) and _other_vocabulary(self.base.tokenizer, tokenizer) is None:
+                reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer)
+                asked = self.prompts[0].messages
+                finish = [encode_answer(tokenizer, asked, ANY_ANSWER)[-1], *behind_the_end(tokenizer, asked)]
+                return PrefixBlocks(reader, lambda rewards, tokens: rewards, finish=finish)
+        return self._texts(artifact)
 
     def _scorer(self, artifact: Artifact) -> Guide:
         loaded, head = load_prefix_scorer(artifact)
@@ -132,6 +154,18 @@ class Guided:
         except ValueError as error:
             raise UserError(f"`{name}`: {error}") from None
         return Reader(output, encoded, torch.device(model.device))
+
+
+def _reward_model(artifact: Artifact) -> tuple[Any, Any, int]:
+    """A sequence classifier, its tokenizer, and the index of the class that is the reward (-1: the only output)."""
+    if isinstance(artifact.entry, Classifier):
+        return load_classifier(artifact)
+    return (*load_reward_model(artifact), -1)
+
+
+def _reads_as_it_grows(classifier: Any) -> bool:
+    """Whether it is a head on a causal body, which can be read at every position."""
+    return isinstance(getattr(_unwrapped(classifier), "score", None), nn.Module)
 
 
 def prefix_rewards(classifier: Any, label: int = -1) -> Output:

@@ -105,19 +105,29 @@ class Reader:
         self._lengths = [length + 1 for length in self._lengths]
         return found[:, 0]
 
-    def look(self, tokens: Tensor, seen: Tensor, ahead: Tensor) -> Tensor:
+    def look(self, tokens: Tensor, seen: Tensor, ahead: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """What the model gives at tokens [rows, n] behind each row, without their being of the row; see `SlotCache.write`.
-        `ahead` [n] is how far behind the row each stands in its own continuation."""
-        lengths = self.lengths[: self.rows]
-        mask = self.cache.write(lengths, seen, max(self._lengths))
-        return self._pass(tokens, lengths[:, None] + ahead, mask)
+        `ahead` [n] is how far behind the row each stands in its own continuation. `rows` are all if absent."""
+        which = self._which(rows)
+        lengths = self.lengths[which]
+        mask = self.cache.write(which, lengths, seen, max(self._lengths))
+        return self._pass(tokens, lengths[:, None] + ahead, mask, rows)
 
-    def keep(self, places: Tensor) -> None:
+    def keep(self, places: Tensor, rows: Sequence[int] | None = None) -> None:
         """Make the tokens that were looked at, at `places` [rows, n] behind each row, its next ones."""
-        lengths = self.lengths[: self.rows]
-        self.cache.keep(lengths, places)
-        lengths += places.shape[1]
-        self._lengths = [length + places.shape[1] for length in self._lengths]
+        which = self._which(rows)
+        self.cache.keep(which, self.lengths[which], places)
+        self.lengths[which] += places.shape[1]
+        for row in range(self.rows) if rows is None else rows:
+            self._lengths[row] += places.shape[1]
+
+    def forget(self, row: int, tokens: int) -> None:
+        """Take the last `tokens` of a row back."""
+        self.lengths[row] -= tokens
+        self._lengths[row] -= tokens
+
+    def _which(self, rows: Sequence[int] | None) -> Tensor:
+        return torch.arange(self.rows, device=self.device) if rows is None else torch.tensor(rows, device=self.device)
 
     def close_up(self, sources: Sequence[int], targets: Sequence[int], rows: int) -> None:
         """Move rows `sources` over rows `targets`; the first `rows` rows stay."""
@@ -130,9 +140,9 @@ class Reader:
         del self._seated[rows:], self._lengths[rows:]
         self.cache.rows = rows
 
-    def _pass(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    def _pass(self, tokens: Tensor, positions: Tensor, mask: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         if self.on_rows is not None:
-            self.on_rows(self._seated)
+            self.on_rows(self._seated if rows is None else [self._seated[row] for row in rows])
         self.count.decode += tokens.numel()
         return self.output(
             input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from registry.methods.draws import check_rule, inverse_cdf
 from tasks.batch import Batch, NotFinite, Seat
-from tasks.guidance import Guidance
+from tasks.guidance import Guidance, Now
 from tasks.reader import Positions, Reader, next_token_logits
 from tasks.slot_cache import check_room, evaluating
 
@@ -64,9 +64,12 @@ def sample(
     policy = Reader(next_token_logits(model), prompts, device, on_rows, Positions() if count is None else count)
     total = len(prompts) * samples
 
-    def draw(logits: Tensor, u: Tensor) -> Tensor:
+    ends = torch.tensor(sorted(eos_ids), device=device)
+
+    def draw(logits: Tensor, u: Tensor, drawn: Tensor) -> Tensor:
         if guidance is not None:
-            return guidance.draw(logits, u, eos_ids, temperature, top_k, top_p)
+            now = Now(batch.seats, max_new_tokens - drawn, ends)
+            return guidance.draw(logits, u, now, temperature, top_k, top_p)
         return inverse_cdf(logits, u, temperature=temperature, top_k=top_k, top_p=top_p)
 
     with evaluating(model):
@@ -101,7 +104,7 @@ class _Stepping:
     def __init__(
         self,
         batch: Batch,
-        draw: Callable[[Tensor, Tensor], Tensor],
+        draw: Callable[[Tensor, Tensor, Tensor], Tensor],
         seed: int,
         keys: Sequence[str],
         eos_ids: frozenset[int],
@@ -122,7 +125,7 @@ class _Stepping:
             self.u[rows - len(arrivals) : rows] = batch.numbers(arrivals, self.seed, self.keys)
         drawn = self.drawn[:rows]
         u = self.u[:rows].gather(1, drawn[:, None])[:, 0]
-        self.tokens[:rows] = self.draw(logits[0] if len(logits) == 1 else torch.cat(logits), u)
+        self.tokens[:rows] = self.draw(logits[0] if len(logits) == 1 else torch.cat(logits), u, drawn)
         drawn += 1
         return batch.leave(self._note())
 

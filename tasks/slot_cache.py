@@ -104,8 +104,9 @@ class SlotCache(Cache):
         self._row_index = self._numbers[: self.rows]
         return self._seen_before(positions + 1, longest + 1)[:, None, None]
 
-    def write(self, lengths: Tensor, seen: Tensor, longest: int) -> Tensor:
-        """Get ready to write several tokens a row behind its length, of which `longest` is the largest; returns the mask.
+    def write(self, rows: Tensor, lengths: Tensor, seen: Tensor, longest: int) -> Tensor:
+        """Get ready to write several tokens behind the length of each of `rows`, of which `longest` is the largest; returns
+        the mask.
 
         Args:
             lengths: [rows], what of each row every new token sees.
@@ -118,17 +119,16 @@ class SlotCache(Cache):
         self._grow(longest + places)
         behind = lengths[:, None] + self._numbers[:places]
         self._places = behind[:, places - tokens :]
-        self._row_index = self._numbers[: self.rows, None]
+        self._row_index = rows[:, None]
         mask = self._seen_before(lengths, longest + places)[:, None].repeat(1, tokens, 1)
         own = mask.new_zeros(seen.shape).masked_fill_(~seen, torch.finfo(mask.dtype).min)
-        return mask.scatter_(2, behind[:, None].expand(-1, tokens, -1), own.expand(self.rows, -1, -1))[:, None]
+        return mask.scatter_(2, behind[:, None].expand(-1, tokens, -1), own.expand(len(rows), -1, -1))[:, None]
 
-    def keep(self, lengths: Tensor, places: Tensor) -> None:
-        """Lay what was written at `places` [rows, n], counted from each row's length, right behind that length."""
+    def keep(self, rows: Tensor, lengths: Tensor, places: Tensor) -> None:
+        """Lay what was written at `places` [rows, n], counted from the length of each of `rows`, right behind that length."""
         to = lengths[:, None] + self._numbers[: places.shape[1]]
-        rows = self._numbers[: self.rows, None]
         for held in (*self.keys, *self.values):
-            held[rows, :, to] = held[rows, :, lengths[:, None] + places]
+            held[rows[:, None], :, to] = held[rows[:, None], :, lengths[:, None] + places]
 
     def _seen_before(self, lengths: Tensor, end: int) -> Tensor:
         """The additive mask [rows, span] under which a row shows its first `lengths` positions; the span reaches `end`."""
@@ -145,7 +145,10 @@ class SlotCache(Cache):
             new = states[:, :, 0] if self._places.dim() == 1 else states.transpose(1, 2)
             # Under autocast one position may come in another type than many.
             held[self._row_index, :, self._places] = new.to(held.dtype)
-        return keys[: self.rows, :, : self.span], values[: self.rows, :, : self.span]
+        if len(self._row_index) == self.rows:
+            return keys[: self.rows, :, : self.span], values[: self.rows, :, : self.span]
+        some = self._row_index[:, 0]
+        return keys[some, :, : self.span], values[some, :, : self.span]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.span - (1 if self._places.dim() == 1 else self._places.shape[1])

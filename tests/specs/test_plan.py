@@ -138,6 +138,7 @@ HASHED = {
     "args": {"method", "from", "reward", "candidates", "strength", "temperature", "standardise"},
     "cd": {"method", "from", "scorers", "strength", "block", "samples", "temperature", "top_k", "top_p"},
     "genarm": {"method", "from", "guides", "strength", "temperature", "top_k", "top_p", "official_code"},
+    "tq": {"method", "from", "baseline", "reward", "candidates", "look_ahead", "strength", "temperature"},
     "mod": {"method", "from", "policies", "temperature", "top_k", "top_p"},
     "table": {"policies", "against", "prompts", "rewards", "budget", "resamples", "confidence", "seed"},
     "base": {"revision", "template", "pad_token", "via", "precision"},
@@ -175,6 +176,10 @@ def test_the_fields_that_bear_identity_are_these_and_no_others() -> None:
         ("stages/args", {"do": "decode", "method": "args", "from": "base", "reward": "rm"}),
         ("stages/cd", {"do": "decode", "method": "controlled_decoding", "from": "base", "scorers": {"q": 1.0}}),
         ("stages/genarm", {"do": "decode", "method": "genarm", "from": "base", "guides": {"arm": 1.0}}),
+        (
+            "stages/tq",
+            {"do": "decode", "method": "transfer_q", "from": "base", "baseline": "raft", "reward": "rm"},
+        ),
         ("stages/mod", {"do": "decode", "method": "mod", "from": "base", "policies": {"raft": 1.0}}),
         ("rewards/classes", {"kind": "classifier", "source": "./c"}),
         ("rewards/mine", {"kind": "python", "target": "a:b"}),

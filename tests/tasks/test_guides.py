@@ -48,6 +48,8 @@ stages:
   cd: {do: decode, method: controlled_decoding, from: base, scorers: {wide: 0.5}, sweep: {strength: [0.0, 8.0]}}
   blocks: {do: decode, method: controlled_decoding, from: base, scorers: {wide: 0.5, narrow: 1.0}, block: 3, samples: 4}
   by_length: {do: decode, method: controlled_decoding, from: base, scorers: {score: 1.0}, block: 10, samples: 4}
+  ahead: {do: decode, method: transfer_q, from: base, baseline: third, reward: rm, candidates: 4, look_ahead: 3, strength: 40.0}
+  ahead_of_joy: {do: decode, method: transfer_q, from: base, baseline: third, reward: joy, candidates: 4, look_ahead: 3, strength: 40.0}
   genarm: {do: decode, method: genarm, from: base, guides: {arm: 1.0}, sweep: {strength: [0.0, 1.0]}}
   official: {do: decode, method: genarm, from: base, guides: {arm: 1.0}, official_code: true, temperature: 0.5}
   outlandish: {do: decode, method: genarm, from: base, guides: {foreign: 1.0}}
@@ -97,6 +99,11 @@ def test_a_block_as_long_as_an_answer_is_best_of_n(view: Any) -> None:
     asked = Asked(view, "best", "by_length", "blocks", "base")
     assert asked["by_length"] == asked["best"]
     assert asked["blocks"] != asked["base"]
+
+
+def test_what_an_aligned_model_makes_of_a_candidate_guides_too(view: Any) -> None:
+    asked = Asked(view, "greedy", "ahead", "ahead_of_joy", max_new_tokens=6)
+    assert len({str(answers) for answers in asked.answers.values()}) == 3
 
 
 def test_the_published_form_at_its_temperature_is_the_papers_product(view: Any) -> None:
