@@ -112,13 +112,7 @@ class DecodeARGS(_Decode):
         return self.temperature > 0
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
-        for member in graph.members(self.reward):
-            node = graph.nodes[member]
-            if node.section == "rewards" and node.entry.kind_name != "classifier":
-                message = (
-                    "scores whole texts, and ARGS scores every candidate token; name a reward model or prefix scorer"
-                )
-                yield ("reward",), f"`{member}` {message}"
+        return _text_rewards(graph, self.reward, "ARGS scores every candidate token")
 
 
 class DecodeControlled(_Guided):
@@ -188,6 +182,55 @@ class DecodeMOD(_Guided):
             )
 
 
+class DecodeCARDS(_Sampled):
+    """CARDS (Li et al., arXiv 2406.16306): segments are sampled, each up to where the model is uncertain of the next token,
+    and accepted with probability min(1, exp((reward - threshold) / beta)). The threshold rises with the answer's length to
+    the target. Segments are unfinished texts, which a reward model was not trained on; a prefix scorer was."""
+
+    method: Literal["cards"]
+    reward: PrefixReward
+    """A reward model or prefix scorer that reads the same tokens."""
+    target: Number
+    """The reward from which on everything is accepted, in the reward's own unit."""
+    alpha: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.5
+    """Where between the prompt's own reward (0) and the target (1) the threshold begins."""
+    beta: Positive = 0.7
+    """How far below the threshold a reward may be: at beta below it one segment in e is accepted."""
+    entropy: NonNegative = 3.0
+    """A segment ends where the next token's entropy is at least this, in nats."""
+    shortest: Count = 4
+    """The fewest tokens of a segment, unless the answer ends."""
+    longest: Count = 64
+    """The most tokens of a segment."""
+    tries: Count = 20
+    """So many segments are drawn at most; then the best of them is accepted."""
+
+    @model_validator(mode="after")
+    def _has_room(self) -> DecodeCARDS:
+        if self.shortest > self.longest:
+            raise ValueError(
+                f"`shortest` is {self.shortest} and `longest` {self.longest}; the first is to be the smaller"
+            )
+        return self
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        yield from _text_rewards(graph, self.reward, "CARDS scores an answer as it grows")
+        for member in graph.members(self.reward):
+            scorer = graph.nodes[member]
+            if scorer.produces == "prefix scorer" and getattr(scorer.entry, "head", "vocabulary") == "vocabulary":
+                told = "values each next token, and CARDS asks for what was read; train it with `head: scalar`"
+                yield ("reward",), f"`{member}` {told}"
+
+
+def _text_rewards(graph: Graph, reward: str, why: str) -> Iterator[tuple[Path, str]]:
+    """Rewards of whole texts where one of tokens is asked for."""
+    for member in graph.members(reward):
+        node = graph.nodes[member]
+        if node.section == "rewards" and node.entry.kind_name != "classifier":
+            message = f"scores whole texts, and {why}; name a reward model or prefix scorer"
+            yield ("reward",), f"`{member}` {message}"
+
+
 class DecodeTransferQ(_Decode):
     """Transfer-Q* (Chakraborty et al., arXiv 2405.20495): as ARGS, but a candidate's reward is that of the answer which an
     aligned model, going on greedily from it, comes to within `look_ahead` tokens. It is read as a finished one."""
@@ -221,6 +264,7 @@ Decode = Annotated[
     | DecodeControlled
     | DecodeGenARM
     | DecodeMOD
-    | DecodeTransferQ,
+    | DecodeTransferQ
+    | DecodeCARDS,
     Field(discriminator="method"),
 ]

@@ -25,6 +25,7 @@ from registry.updates import expert_of, soup_weights
 from specs.decoding import (
     DecodeARGS,
     DecodeBestOfN,
+    DecodeCARDS,
     DecodeControlled,
     DecodeGenARM,
     DecodeGreedy,
@@ -104,7 +105,7 @@ def rule_of(policy: Artifact) -> Rule:
         return Rule(policy.one("from"), entry.temperature, entry.top_k, entry.top_p, entry.n, reward, sign)
     if isinstance(entry, DecodeARGS | DecodeTransferQ):
         return Rule(policy.one("from"), entry.temperature, guided=policy)
-    if isinstance(entry, DecodeControlled | DecodeGenARM | DecodeMOD):
+    if isinstance(entry, DecodeControlled | DecodeGenARM | DecodeMOD | DecodeCARDS):
         return Rule(policy.one("from"), entry.temperature, entry.top_k, entry.top_p, guided=policy)
     return Rule(policy)
 

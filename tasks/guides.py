@@ -20,12 +20,13 @@ from registry.prefix_scorers import PrefixHead, load_prefix_scorer
 from registry.reward_models import load_classifier, load_reward_model
 from registry.rewards import scorer
 from registry.rows import Prompt
-from specs.decoding import DecodeARGS, DecodeControlled, DecodeGenARM, DecodeMOD, DecodeTransferQ
+from specs.decoding import DecodeARGS, DecodeCARDS, DecodeControlled, DecodeGenARM, DecodeMOD, DecodeTransferQ
 from specs.problems import UserError
 from specs.rewards import Classifier
 from specs.soup import Soup
 from specs.training import RewardModel
 from tasks.blocks import BlockScorer, PrefixBlocks, Scorers, TextBlocks, sample_by_blocks
+from tasks.cards import Judge, Segments, sample_by_segments
 from tasks.guidance import Guidance, Guide, NextTokens, Prefixes
 from tasks.reader import Output, Reader, next_token_logits
 from tasks.rollouts import Rollouts
@@ -54,6 +55,12 @@ class Guided:
             return sample_by_blocks(
                 self.base.model, prompts, scorers=scorers, block=entry.block, branches=entry.samples, **asked
             )
+        if isinstance(entry, DecodeCARDS):
+            segments = Segments(
+                entry.target, entry.alpha, entry.beta, entry.entropy, entry.shortest, entry.longest, entry.tries
+            )
+            judge = self._judge(self.policy.one("reward"))
+            return sample_by_segments(self.base.model, prompts, judge=judge, segments=segments, **asked)
         return sample(self.base.model, prompts, guidance=self._guidance(), **asked)
 
     def _guidance(self) -> Guidance:
@@ -114,13 +121,21 @@ class Guided:
         return NextTokens(self._reader(artifact, next_token_logits(loaded.model), loaded.model, loaded.tokenizer))
 
     def _prefixes(self, artifact: Artifact) -> Guide:
-        if artifact.produces == "prefix scorer":
-            return self._scorer(artifact)
+        return self._scorer(artifact) if artifact.produces == "prefix scorer" else Prefixes(*self._growing(artifact))
+
+    def _judge(self, artifact: Artifact) -> Judge:
+        if artifact.produces != "prefix scorer":
+            return Judge(*self._growing(artifact))
+        (reader,) = self._scorer(artifact).readers
+        return Judge(reader)
+
+    def _growing(self, artifact: Artifact) -> tuple[Reader, list[int]]:
+        """A reward model that reads an answer as it grows, and what its template writes behind the end of one."""
         model, tokenizer, label = _reward_model(artifact)
         if not _reads_as_it_grows(model):
             raise UserError(f"`{artifact.name}` reads whole texts, not a text as it grows; name a causal reward model")
         reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer)
-        return Prefixes(reader, behind_the_end(tokenizer, self.prompts[0].messages))
+        return reader, behind_the_end(tokenizer, self.prompts[0].messages)
 
     def _rollouts(self, look_ahead: int) -> Guide:
         artifact = self.policy.one("baseline")

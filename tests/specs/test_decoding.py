@@ -44,6 +44,8 @@ def problems(folder: Path, rule: str) -> list[str]:
         f"{CD}, scorers: {{wide: 1.0, narrow: -0.5, rm: 1.0, joy: 2.0, cal: 1.0, arm: 0.1}}, block: 16, samples: 4",
         "method: mod, policies: {other: 0.5}",
         "method: worst_of_n, reward: rm, n: 4",
+        "method: transfer_q, baseline: other, reward: joy",
+        "method: cards, reward: rm, target: 2.0",
     ],
 )
 def test_a_rule_takes_what_can_guide_it(tmp_path: Path, rule: str) -> None:
@@ -60,6 +62,16 @@ def test_a_rule_takes_what_can_guide_it(tmp_path: Path, rule: str) -> None:
             "`cal` is a calibrated reward; this takes a reward model or prefix scorer",
         ),
         ("method: args, reward: secret", "reward", "`secret` is kept for evaluation"),
+        (
+            "method: cards, reward: joy, target: 1.0",
+            "reward",
+            "`joy` scores whole texts, and CARDS scores an answer as it",
+        ),
+        (
+            "method: cards, reward: wide, target: 1.0",
+            "reward",
+            "`wide` values each next token, and CARDS asks for what was",
+        ),
         (
             "method: genarm, guides: {rm: 1.0}",
             "guides.rm",

@@ -139,6 +139,8 @@ HASHED = {
     "cd": {"method", "from", "scorers", "strength", "block", "samples", "temperature", "top_k", "top_p"},
     "genarm": {"method", "from", "guides", "strength", "temperature", "top_k", "top_p", "official_code"},
     "tq": {"method", "from", "baseline", "reward", "candidates", "look_ahead", "strength", "temperature"},
+    "cards": {"method", "from", "reward", "target", "alpha", "beta", "entropy", "shortest", "longest", "tries"}
+    | {"temperature", "top_k", "top_p"},
     "mod": {"method", "from", "policies", "temperature", "top_k", "top_p"},
     "table": {"policies", "against", "prompts", "rewards", "budget", "resamples", "confidence", "seed"},
     "base": {"revision", "template", "pad_token", "via", "precision"},
@@ -180,6 +182,7 @@ def test_the_fields_that_bear_identity_are_these_and_no_others() -> None:
             "stages/tq",
             {"do": "decode", "method": "transfer_q", "from": "base", "baseline": "raft", "reward": "rm"},
         ),
+        ("stages/cards", {"do": "decode", "method": "cards", "from": "base", "reward": "rm", "target": 2.0}),
         ("stages/mod", {"do": "decode", "method": "mod", "from": "base", "policies": {"raft": 1.0}}),
         ("rewards/classes", {"kind": "classifier", "source": "./c"}),
         ("rewards/mine", {"kind": "python", "target": "a:b"}),

@@ -50,6 +50,8 @@ stages:
   by_length: {do: decode, method: controlled_decoding, from: base, scorers: {score: 1.0}, block: 10, samples: 4}
   ahead: {do: decode, method: transfer_q, from: base, baseline: third, reward: rm, candidates: 4, look_ahead: 3, strength: 40.0}
   ahead_of_joy: {do: decode, method: transfer_q, from: base, baseline: third, reward: joy, candidates: 4, look_ahead: 3, strength: 40.0}
+  cards: {do: decode, method: cards, from: base, reward: rm, target: 40.0, entropy: 1.0, shortest: 2, tries: 3}
+  cards_by_prefix: {do: decode, method: cards, from: base, reward: narrow, target: 40.0, shortest: 2, longest: 3, tries: 3}
   genarm: {do: decode, method: genarm, from: base, guides: {arm: 1.0}, sweep: {strength: [0.0, 1.0]}}
   official: {do: decode, method: genarm, from: base, guides: {arm: 1.0}, official_code: true, temperature: 0.5}
   outlandish: {do: decode, method: genarm, from: base, guides: {foreign: 1.0}}
@@ -103,6 +105,11 @@ def test_a_block_as_long_as_an_answer_is_best_of_n(view: Any) -> None:
 
 def test_what_an_aligned_model_makes_of_a_candidate_guides_too(view: Any) -> None:
     asked = Asked(view, "greedy", "ahead", "ahead_of_joy", max_new_tokens=6)
+    assert len({str(answers) for answers in asked.answers.values()}) == 3
+
+
+def test_segments_are_judged_by_reward_models_and_by_scorers_of_what_was_read(view: Any) -> None:
+    asked = Asked(view, "base", "cards", "cards_by_prefix")
     assert len({str(answers) for answers in asked.answers.values()}) == 3
 
 
