@@ -20,6 +20,7 @@ from registry.prefix_scorers import PrefixHead, load_prefix_scorer
 from registry.reward_models import load_classifier, load_reward_model
 from registry.rewards import scorer
 from registry.rows import Prompt
+from registry.vocabularies import difference
 from specs.decoding import DecodeARGS, DecodeCARDS, DecodeControlled, DecodeGenARM, DecodeMOD, DecodeTransferQ
 from specs.problems import UserError
 from specs.rewards import Classifier
@@ -147,7 +148,7 @@ class Guided:
         """A reward of answers as finished ones: a reward model of the same tokens reads on from what it has read."""
         if isinstance(artifact.entry, Classifier | RewardModel | Soup):
             model, tokenizer, label = _reward_model(artifact)
-            if _reads_as_it_grows(model) and _other_vocabulary(self.base.tokenizer, tokenizer) is None:
+            if _reads_as_it_grows(model) and difference(self.base.tokenizer.get_vocab(), tokenizer.get_vocab()) is None:
                 reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer)
                 asked = self.prompts[0].messages
                 finish = [encode_answer(tokenizer, asked, ANY_ANSWER)[-1], *behind_the_end(tokenizer, asked)]
@@ -161,7 +162,7 @@ class Guided:
 
     def _reader(self, artifact: Artifact, output: Output, model: Any, tokenizer: Any) -> Reader:
         name = artifact.name
-        if (told := _other_vocabulary(self.base.tokenizer, tokenizer)) is not None:
+        if (told := difference(self.base.tokenizer.get_vocab(), tokenizer.get_vocab())) is not None:
             raise UserError(f"`{name}` cannot guide `{self.policy.one('from').name}`: {told}")
         encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in self.prompts]
         try:
@@ -215,18 +216,6 @@ def hidden_states(model: Any) -> Output:
     """The last hidden states [rows, L, width] of a causal language model's body."""
     body = _body(model)
     return lambda keep=None, **inputs: _kept(body(**inputs).last_hidden_state, keep)
-
-
-def _other_vocabulary(ours: Any, theirs: Any) -> str | None:
-    """In what two tokenizers number tokens differently."""
-    own, other = ours.get_vocab(), theirs.get_vocab()
-    for token in sorted(own.keys() | other.keys(), key=lambda t: own.get(t, other.get(t))):
-        if own.get(token) != other.get(token):
-            return (
-                f"they have different vocabularies: token {token!r} is number {own.get(token)} for one and "
-                f"{other.get(token)} for the other; a guide reads the policy's own tokens"
-            )
-    return None
 
 
 def _kept(hidden: Tensor, keep: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from registry import facts as leaf_facts
+from registry import vocabularies
 from registry.artifacts import Artifact
 from registry.home import study_folder
 from registry.models import CATALOGUE, packaged_fingerprint
@@ -76,6 +77,7 @@ class View:
         """What of the study's leaves cannot be had, and what is wrong with the rows that a stage to be built reads,
         each at the field that names it."""
         found = leaf_facts.problems(self.study, self.facts)
+        found += vocabularies.problems(self.study, self.home)
         told = {path[:2] for path, _ in found}
         rows = leaf_facts.row_problems(self.study, {i for name in self.to_build() for i in self._below(name)})
         return found + [(path, text) for path, text in rows if path[:2] not in told]

@@ -139,6 +139,11 @@ def test_the_worst_of_n_is_never_above_the_best_of_the_same_draws(view: Any) -> 
 
 
 def test_a_guide_with_other_tokens_is_refused_with_one_that_differs(view: Any) -> None:
+    (path, told), *more = view.problems()
+    assert path == ("stages", "outlandish", "guides") and not more
+    assert told.startswith(
+        "`foreign` cannot guide this: they have different vocabularies: token '<pad>' is number 0 for"
+    )
     stages.build(view, "foreign")
     with pytest.raises(
         UserError, match="`foreign` cannot guide `base`: they have different vocabularies: token '<pad>'"
