@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(check, "specs", "set", "offline", "json")
     verb(plan, "spec", "set", "force", "offline", "json")
     verb(run, "spec", "set", "force", "offline", "json", "quiet")
+    verb(decode, "spec", "policy", "prompt", "file", "samples", "max_new_tokens", "seed", "set", "json")
     verb(show, "spec", "stage", "set", "json")
     verb(report, "spec", "set")
     verb(schema)
@@ -84,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     verb(doctor, "json")
     verb(gc, "delete")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -115,6 +123,18 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {"action": "store_true", "help": "use nothing from the network that is not here already"},
     ),
     "json": (("--json",), {"action": "store_true", "help": "print JSON"}),
+    "policy": (("--policy",), {"metavar": "NAME", "required": True, "help": "a model or decoding rule of the study"}),
+    "prompt": (("--prompt",), {"metavar": "TEXT", "help": "what to answer; without it and --file, a dialogue"}),
+    "file": (("--file",), {"metavar": "FILE", "type": Path, "help": "prompts: JSON Lines, Parquet, or one a line"}),
+    "samples": (
+        ("--samples",),
+        {"metavar": "N", "type": _positive, "default": 1, "help": "answers to each (default: 1)"},
+    ),
+    "max_new_tokens": (
+        ("--max-new-tokens",),
+        {"metavar": "N", "type": _positive, "default": 128, "help": "the most tokens of an answer (default: 128)"},
+    ),
+    "seed": (("--seed",), {"metavar": "N", "type": int, "help": "default: the study's"}),
     "quiet": (("--quiet", "-q"), {"action": "store_true", "help": "print nothing unless something fails"}),
     "delete": (("--delete",), {"action": "store_true", "help": "delete them; without this they are only listed"}),
 }
@@ -204,6 +224,24 @@ def run(arguments: Arguments) -> int:
     return run_study(
         loaded, offline=arguments.offline, force=arguments.force, as_json=arguments.json, quiet=arguments.quiet
     )
+
+
+def decode(arguments: Arguments) -> None:
+    """Ask a policy of a study: one prompt, a file of prompts, or a dialogue."""
+    garbage.enable()
+    from flows.decoding import Asking, asked, converse, print_answers, prompts_of
+
+    if arguments.prompt is not None and arguments.file is not None:
+        raise UserError("--prompt and --file are two ways to ask; give one")
+    _, view = _view(arguments, arguments.spec)
+    many = {"samples": arguments.samples, "max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed}
+    asking = Asking(view, arguments.policy, **many)
+    if arguments.file is not None:
+        print_answers(asking, prompts_of(arguments.file), as_json=arguments.json)
+    elif arguments.prompt is not None:
+        print_answers(asking, [asked(arguments.prompt)], as_json=arguments.json)
+    else:
+        converse(asking)
 
 
 def show(arguments: Arguments) -> None:

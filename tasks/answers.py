@@ -19,7 +19,7 @@ import torch
 from registry.artifacts import Artifact
 from registry.dialogue_text import decode_answer, encode_prompt
 from registry.four_bits import is_rounded
-from registry.language_models import context_length, load_language_model
+from registry.language_models import context_length
 from registry.rows import Prompt
 from registry.updates import expert_of, soup_weights
 from specs.decoding import (
@@ -41,6 +41,7 @@ from tasks.batch import NotFinite
 from tasks.guides import Guided
 from tasks.job import Log
 from tasks.memory import free_memory
+from tasks.models import Models
 from tasks.row_lora import install
 from tasks.sampler import sample
 from tasks.scores import Scores
@@ -121,16 +122,17 @@ def answer(
     log: Log,
     scores: Scores,
     stream: str = "",
+    models: Models | None = None,
 ) -> list[list[list[Answer]]]:
-    """`[policy][prompt][sample]`. One model is in memory at a time. `stream` names random numbers of one's own, which
-    no other draw shares."""
+    """`[policy][prompt][sample]`. One policy is in memory at a time, unless `models` holds them. `stream` names random
+    numbers of one's own, which no other draw shares."""
     rules = [rule_of(policy) for policy in policies]
     candidates: dict[Source, list[list[Answer]]] = {}
     for batch in dict.fromkeys(r.batch for r in rules):
         group = [r for r in rules if r.batch == batch]
         sources = list({r.source: r for r in group}.values())
         draws = 1 if group[0].temperature == 0 else samples * max(r.n for r in group)
-        drawn = draw(sources, prompts, draws, max_new_tokens, seed, execution, log, stream=stream)
+        drawn = draw(sources, prompts, draws, max_new_tokens, seed, execution, log, stream=stream, models=models)
         candidates |= {r.source: found for r, found in zip(sources, drawn, strict=True)}
         free_memory()
     return [_choose(rule, prompts, candidates[rule.source], samples, scores) for rule in rules]
@@ -146,12 +148,14 @@ def draw(
     log: Log,
     *,
     stream: str = "",
+    models: Models | None = None,
 ) -> list[list[list[Answer]]]:
     """`[rule][prompt][draw]` of rules with one `batch`: of their models and distribution; what else a rule says is not
     applied."""
     model, guided = rules[0].model, rules[0].guided
     shared = model.start if rules[0].is_mixed else model
-    loaded = load_language_model(shared, four_bits="rounded" if is_rounded(model) else None)
+    models = models or Models(execution.rows)
+    loaded = models.language_model(shared, "rounded" if is_rounded(model) else None)
     encoded = [encode_prompt(loaded.tokenizer, p.messages) for p in prompts]
     leave_room(model.name, loaded.model, encoded, max_new_tokens)
     asked: dict[str, Any] = {
@@ -168,7 +172,7 @@ def draw(
     }
     with naming(model.name, prompts), _mixed(rules, loaded.model, len(prompts)) as on_rows:
         if guided is not None:
-            drawn = Guided(guided, loaded, prompts, max_new_tokens, execution.rows).sample(encoded, asked)
+            drawn = Guided(guided, loaded, prompts, max_new_tokens, models).sample(encoded, asked)
         else:
             drawn = sample(loaded.model, encoded * len(rules), on_rows=on_rows, **asked)
     rows = [[Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished) for s in row] for row in drawn]

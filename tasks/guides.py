@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import ANY_ANSWER, behind_the_end, decode_answer, encode_answer, encode_prompt
-from registry.language_models import LanguageModel, load_language_model
-from registry.prefix_scorers import PrefixHead, load_prefix_scorer
-from registry.reward_models import load_classifier, load_reward_model
-from registry.rewards import scorer
+from registry.language_models import LanguageModel
+from registry.prefix_scorers import PrefixHead
 from registry.rows import Prompt
 from registry.vocabularies import difference
 from specs.decoding import DecodeARGS, DecodeCARDS, DecodeControlled, DecodeGenARM, DecodeMOD, DecodeTransferQ
@@ -29,6 +27,7 @@ from specs.training import RewardModel
 from tasks.blocks import BlockScorer, PrefixBlocks, Scorers, TextBlocks, sample_by_blocks
 from tasks.cards import Judge, Segments, sample_by_segments
 from tasks.guidance import Guidance, Guide, NextTokens, Prefixes
+from tasks.models import Models
 from tasks.reader import Output, Reader, next_token_logits
 from tasks.rollouts import Rollouts
 from tasks.sampler import Sample, sample
@@ -43,8 +42,7 @@ class Guided:
     base: LanguageModel
     prompts: Sequence[Prompt]
     max_new_tokens: int
-    rows: int
-    """The most texts that a reward reads at a time."""
+    models: Models
 
     def sample(self, prompts: Sequence[Sequence[int]], asked: Mapping[str, Any]) -> list[list[Sample]]:
         """Its answers: see `tasks.sampler.sample`, of whose arguments `asked` holds the rest. Raises `UserError` for a
@@ -96,7 +94,7 @@ class Guided:
 
     def _block_scorer(self, artifact: Artifact) -> BlockScorer:
         if artifact.produces == "prefix scorer":
-            loaded, head = load_prefix_scorer(artifact)
+            loaded, head = self.models.prefix_scorer(artifact)
             reader = self._reader(artifact, hidden_states(loaded.model), loaded.model, loaded.tokenizer)
             if head.each is None:
                 return PrefixBlocks(reader, head.of_tokens)
@@ -105,7 +103,7 @@ class Guided:
         return self._texts(artifact)
 
     def _texts(self, artifact: Artifact) -> BlockScorer:
-        score = scorer(artifact, batch=self.rows)
+        score = self.models.score(artifact)
 
         def reward(places: Sequence[int], answers: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
             texts = [[decode_answer(self.base.tokenizer, answer) for answer in row] for row in answers]
@@ -118,7 +116,7 @@ class Guided:
     def _next_tokens(self, artifact: Artifact) -> Guide:
         if artifact.produces == "prefix scorer":
             return self._scorer(artifact)
-        loaded = load_language_model(artifact)
+        loaded = self.models.language_model(artifact)
         return NextTokens(self._reader(artifact, next_token_logits(loaded.model), loaded.model, loaded.tokenizer))
 
     def _prefixes(self, artifact: Artifact) -> Guide:
@@ -132,7 +130,7 @@ class Guided:
 
     def _growing(self, artifact: Artifact) -> tuple[Reader, list[int]]:
         """A reward model that reads an answer as it grows, and what its template writes behind the end of one."""
-        model, tokenizer, label = _reward_model(artifact)
+        model, tokenizer, label = self.models.reward_model(artifact)
         if not _reads_as_it_grows(model):
             raise UserError(f"`{artifact.name}` reads whole texts, not a text as it grows; name a causal reward model")
         reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer)
@@ -140,14 +138,14 @@ class Guided:
 
     def _rollouts(self, look_ahead: int) -> Guide:
         artifact = self.policy.one("baseline")
-        loaded = load_language_model(artifact)
+        loaded = self.models.language_model(artifact)
         baseline = self._reader(artifact, next_token_logits(loaded.model), loaded.model, loaded.tokenizer)
         return Rollouts(baseline, self._finished(self.policy.one("reward")), look_ahead)
 
     def _finished(self, artifact: Artifact) -> BlockScorer:
         """A reward of answers as finished ones: a reward model of the same tokens reads on from what it has read."""
         if isinstance(artifact.entry, Classifier | RewardModel | Soup):
-            model, tokenizer, label = _reward_model(artifact)
+            model, tokenizer, label = self.models.reward_model(artifact)
             if _reads_as_it_grows(model) and difference(self.base.tokenizer.get_vocab(), tokenizer.get_vocab()) is None:
                 reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer)
                 asked = self.prompts[0].messages
@@ -156,7 +154,7 @@ class Guided:
         return self._texts(artifact)
 
     def _scorer(self, artifact: Artifact) -> Guide:
-        loaded, head = load_prefix_scorer(artifact)
+        loaded, head = self.models.prefix_scorer(artifact)
         reader = self._reader(artifact, prefix_values(loaded.model, head), loaded.model, loaded.tokenizer)
         return Prefixes(reader) if head.each is None else NextTokens(reader)
 
@@ -170,13 +168,6 @@ class Guided:
         except ValueError as error:
             raise UserError(f"`{name}`: {error}") from None
         return Reader(output, encoded, torch.device(model.device))
-
-
-def _reward_model(artifact: Artifact) -> tuple[Any, Any, int]:
-    """A sequence classifier, its tokenizer, and the index of the class that is the reward (-1: the only output)."""
-    if isinstance(artifact.entry, Classifier):
-        return load_classifier(artifact)
-    return (*load_reward_model(artifact), -1)
 
 
 def _reads_as_it_grows(classifier: Any) -> bool:

@@ -95,6 +95,12 @@ class View:
             if name in needed and is_packaged(step.node.entry) and self.stored(name) is None
         ]
 
+    def missing(self, name: str) -> list[str]:
+        """What a policy is made of and the store lacks."""
+        made = [n for n in sorted({*self._read_by(name), name}) if self.nodes[n].node.produces != "decoding rule"]
+        kept = (n for n in made if self.nodes[n].is_stage or is_packaged(self.nodes[n].node.entry))
+        return [n for n in kept if self.stored(n) is None]
+
     def check_leaves(self, name: str) -> None:
         """Raises `UserError` if a file that the stage reads has changed since the plan was made."""
         leaf_facts.check_unchanged(self.study, self.facts, self._read_by(name), self.home, self.folder)
