@@ -59,7 +59,7 @@ def test_a_prompt_is_answered_as_the_policy_answers_it_anywhere(
 ) -> None:
     ((answer,),) = expected(study, "greedy", [user("Why?")])
     status, out, err = decode(capsys, study, "--policy", "greedy", "--prompt", "Why?")
-    assert (status, "\n".join(out), err) == (0, answer, [])
+    assert (status, out, err) == (0, answer.splitlines(), [])
 
 
 def test_several_samples_of_several_prompts_are_a_line_of_json_each(
@@ -84,7 +84,7 @@ def test_in_a_dialogue_the_policy_reads_what_was_said(
     ((second,),) = expected(study, "greedy", [user("Why?"), {"role": "assistant", "content": first}, user("So?")])
     monkeypatch.setattr("sys.stdin", io.StringIO("Why?\n\nSo?\n"))
     status, out, err = decode(capsys, study, "--policy", "greedy")
-    assert (status, "\n".join(out), err) == (0, f"{first}\n{second}", [])
+    assert (status, out, err) == (0, f"{first}\n{second}".splitlines(), [])
 
 
 @pytest.mark.parametrize(
