@@ -39,7 +39,20 @@ def test_its_commands_exist(capsys) -> None:
         for v in re.findall(r"`(?:alignflow )?([a-z]+)", line)
     }
     verbs.discard("--")
-    assert {"init", "recipes", "check", "plan", "run", "show", "report", "schema", "explain", "doctor", "gc"} == verbs
+    assert {
+        "init",
+        "recipes",
+        "check",
+        "plan",
+        "run",
+        "decode",
+        "show",
+        "report",
+        "schema",
+        "explain",
+        "doctor",
+        "gc",
+    } == verbs
     for verb in verbs:
         try:
             main([verb, "--help"])
