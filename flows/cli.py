@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(check, "specs", "set", "offline", "json")
     verb(plan, "spec", "set", "force", "offline", "json")
     verb(run, "spec", "set", "force", "offline", "json", "quiet")
-    verb(decode, "spec", "policy", "prompt", "file", "samples", "max_new_tokens", "seed", "set", "json")
+    verb(decode, "spec", "policy", "prompt", "file", "samples", "max_new_tokens", "seed", "trace", "set", "json")
     verb(show, "spec", "stage", "set", "json")
     verb(report, "spec", "set")
     verb(schema)
@@ -135,6 +135,10 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {"metavar": "N", "type": _positive, "default": 128, "help": "the most tokens of an answer (default: 128)"},
     ),
     "seed": (("--seed",), {"metavar": "N", "type": int, "help": "default: the study's"}),
+    "trace": (
+        ("--trace",),
+        {"action": "store_true", "help": "print what was looked at before each choice, and log it to MLflow"},
+    ),
     "quiet": (("--quiet", "-q"), {"action": "store_true", "help": "print nothing unless something fails"}),
     "delete": (("--delete",), {"action": "store_true", "help": "delete them; without this they are only listed"}),
 }
@@ -234,14 +238,24 @@ def decode(arguments: Arguments) -> None:
     if arguments.prompt is not None and arguments.file is not None:
         raise UserError("--prompt and --file are two ways to ask; give one")
     _, view = _view(arguments, arguments.spec)
-    many = {"samples": arguments.samples, "max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed}
-    asking = Asking(view, arguments.policy, **many)
+    if arguments.trace and arguments.json:
+        raise UserError("--trace and --json print different things; the trace in MLflow is JSON")
+    asking = Asking(
+        view,
+        arguments.policy,
+        samples=arguments.samples,
+        max_new_tokens=arguments.max_new_tokens,
+        seed=arguments.seed,
+        trace=arguments.trace,
+    )
     if arguments.file is not None:
         print_answers(asking, prompts_of(arguments.file), as_json=arguments.json)
     elif arguments.prompt is not None:
         print_answers(asking, [asked(arguments.prompt)], as_json=arguments.json)
     else:
         converse(asking)
+    if asking.trace:
+        asking.trace.log()
 
 
 def show(arguments: Arguments) -> None:

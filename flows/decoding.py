@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -17,18 +19,85 @@ from registry.artifacts import Artifact
 from registry.rows import Prompt
 from specs.data import Data
 from specs.problems import UserError, did_you_mean, listed
-from tasks.answers import Answer, answer
+from tasks.answers import Answer, answer, rule_of
 from tasks.job import Log
 from tasks.models import Models
+from tasks.places import tracking_place
 from tasks.scores import Scores
 from tasks.threads import use_threads
 from tasks.view import View
 
 
+@dataclass
+class Trace:
+    """What the policy looked at, written out for a person, and kept for MLflow."""
+
+    view: View
+    policy: Artifact
+    models: Models
+    events: list[Mapping[str, Any]] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    def tell(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> None:
+        """The choices of these answers, sample by sample."""
+        decode = self.models.language_model(rule_of(self.policy).model).tokenizer.decode
+        for place, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
+            for number, one in enumerate(row):
+                own = [e for e in self.events if (e["prompt"], e["sample"]) == (place, number)]
+                steps = [_in_words(event, decode) for event in own]
+                print("\n".join(line for step in steps for line in _lines(step)))
+                self.told.append({"prompt": [dict(m) for m in prompt.messages], "answer": one.text, "steps": steps})
+        self.events.clear()
+
+    def log(self) -> None:
+        """All of it as one run in MLflow; says where."""
+        from tasks.tracking import Tracker
+
+        study = self.view.study
+        uri, artifacts = tracking_place(study, self.view.home)
+        tracker = Tracker(uri, study.tracking.experiment or study.name, artifacts)
+        tags = {"alignflow.kind": "decode", "alignflow.fingerprint": self.policy.fingerprint}
+        tracker.start_parent(f"decode {self.policy.name}", tags, study.model_dump(mode="json"))
+        tracker.document(tracker.parent, {"policy": self.policy.name, "answers": self.told}, "trace.json")
+        tracker.finish(tracker.parent, "FINISHED")
+        for lost in tracker.lost:
+            print(f"MLflow: {lost}", file=sys.stderr)
+        print(f"trace: {tracker.url(tracker.parent)}", file=sys.stderr)
+
+
+def _in_words(event: Mapping[str, Any], decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    """An event with texts beside its tokens."""
+    step = {key: value for key, value in event.items() if key not in ("prompt", "sample")}
+    if "candidates" in step:
+        step["candidates"] = [{"token": decode([c["id"]])} | c for c in step["candidates"]]
+    if "branches" in step:
+        step["branches"] = [{"text": decode(b["ids"])} | b for b in step["branches"]]
+    if "segment" in step:
+        step["segment"] = {"text": decode(step["segment"]["ids"])} | step["segment"]
+    return step
+
+
+def _lines(step: Mapping[str, Any]) -> Iterator[str]:
+    for number, one in enumerate(step.get("candidates", ())):
+        scores = "".join(f"  score {score:8.3f}" for score in one["scores"])
+        mark = "<-" if one["chosen"] else ""
+        at = f"{step['step']:4}" if number == 0 else "    "
+        yield f"{at}  {one['token']!r:16}  log p {one['log_prob']:8.3f}{scores}  share {one['share']:.3f} {mark}".rstrip()
+    for number, one in enumerate(step.get("branches", ())):
+        at = f"{step['step']:4}" if number == 0 else "    "
+        yield f"{at}  score {one['score']:8.3f}  {one['text']!r} {'<-' if one['chosen'] else ''}".rstrip()
+    if "segment" in step:
+        one = step["segment"]
+        verdict = "accepted" if one["accepted"] else "refused"
+        yield f"{step['step']:4}  reward {one['reward']:8.3f}  threshold {one['threshold']:8.3f}  {verdict}  {one['text']!r}"
+
+
 class Asking:
     """A policy that answers."""
 
-    def __init__(self, view: View, policy: str, *, samples: int, max_new_tokens: int, seed: int | None) -> None:
+    def __init__(
+        self, view: View, policy: str, *, samples: int, max_new_tokens: int, seed: int | None, trace: bool = False
+    ) -> None:
         silence.apply(offline=True)
         disable_progress_bar()
         self.policy = _built(view, policy)
@@ -39,6 +108,7 @@ class Asking:
         self.log = Log(lambda event: None)
         self.models = Models(self.execution.rows)
         self.scores = Scores(self.execution, self.log)
+        self.trace = Trace(view, self.policy, self.models) if trace else None
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[list[Answer]]:
         """`[prompt][sample]`"""
@@ -52,7 +122,10 @@ class Asking:
             log=self.log,
             scores=self.scores,
             models=self.models,
+            observer=self.trace.events.append if self.trace else None,
         )
+        if self.trace:
+            self.trace.tell(prompts, found)
         return found
 
 

@@ -38,6 +38,7 @@ from specs.execution import Execution
 from specs.problems import UserError
 from specs.soup import Soup
 from tasks.batch import NotFinite
+from tasks.guidance import Guidance
 from tasks.guides import Guided
 from tasks.job import Log
 from tasks.memory import free_memory
@@ -46,6 +47,7 @@ from tasks.row_lora import install
 from tasks.sampler import sample
 from tasks.scores import Scores
 from tasks.slot_cache import check_room
+from tasks.trace import Observer
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,28 @@ def answer(
     scores: Scores,
     stream: str = "",
     models: Models | None = None,
+    observer: Observer | None = None,
 ) -> list[list[list[Answer]]]:
     """`[policy][prompt][sample]`. One policy is in memory at a time, unless `models` holds them. `stream` names random
-    numbers of one's own, which no other draw shares."""
+    numbers of one's own, which no other draw shares. `observer` hears of every choice (`tasks.trace`)."""
     rules = [rule_of(policy) for policy in policies]
     candidates: dict[Source, list[list[Answer]]] = {}
     for batch in dict.fromkeys(r.batch for r in rules):
         group = [r for r in rules if r.batch == batch]
         sources = list({r.source: r for r in group}.values())
         draws = 1 if group[0].temperature == 0 else samples * max(r.n for r in group)
-        drawn = draw(sources, prompts, draws, max_new_tokens, seed, execution, log, stream=stream, models=models)
+        drawn = draw(
+            sources,
+            prompts,
+            draws,
+            max_new_tokens,
+            seed,
+            execution,
+            log,
+            stream=stream,
+            models=models,
+            observer=observer,
+        )
         candidates |= {r.source: found for r, found in zip(sources, drawn, strict=True)}
         free_memory()
     return [_choose(rule, prompts, candidates[rule.source], samples, scores) for rule in rules]
@@ -149,6 +163,7 @@ def draw(
     *,
     stream: str = "",
     models: Models | None = None,
+    observer: Observer | None = None,
 ) -> list[list[list[Answer]]]:
     """`[rule][prompt][draw]` of rules with one `batch`: of their models and distribution; what else a rule says is not
     applied."""
@@ -170,11 +185,12 @@ def draw(
         "rows": execution.rows,
         "on_progress": lambda done, total: log.progress(done, total, "responses"),
     }
-    with naming(model.name, prompts), _mixed(rules, loaded.model, len(prompts)) as on_rows:
+    with naming(guided.name if guided else model.name, prompts), _mixed(rules, loaded.model, len(prompts)) as on_rows:
         if guided is not None:
-            drawn = Guided(guided, loaded, prompts, max_new_tokens, models).sample(encoded, asked)
+            drawn = Guided(guided, loaded, prompts, max_new_tokens, models, observer).sample(encoded, asked)
         else:
-            drawn = sample(loaded.model, encoded * len(rules), on_rows=on_rows, **asked)
+            watched = Guidance([], observer=observer) if observer else None
+            drawn = sample(loaded.model, encoded * len(rules), on_rows=on_rows, guidance=watched, **asked)
     rows = [[Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished) for s in row] for row in drawn]
     return [rows[start : start + len(prompts)] for start in range(0, len(rows), len(prompts))]
 

@@ -20,6 +20,7 @@ from tasks.branches import PAD, Branches, grow, read
 from tasks.reader import Positions, Reader, next_token_logits
 from tasks.sampler import Sample, check_request, collect
 from tasks.slot_cache import Prefill, evaluating
+from tasks.trace import Observer, tell_branches
 
 
 class BlockScorer(Protocol):
@@ -98,6 +99,8 @@ class Scorers:
     """A weighted sum of block scorers."""
 
     of: Sequence[tuple[BlockScorer, float]]
+    observer: Observer | None = None
+    """Hears of every choice."""
 
     @property
     def readers(self) -> list[Reader]:
@@ -111,7 +114,12 @@ class Scorers:
         """The branch [rows] of highest score, the first on a tie."""
         whole = sum(weight * scorer.scores(seats, branches).double() for scorer, weight in self.of)
         assert isinstance(whole, Tensor)
-        return whole.argmax(1)
+        for row in (~whole.isfinite()).any(1).nonzero()[:1, 0].tolist():
+            raise NotFinite(seats[row].prompt, str(seats[row].prompt))
+        chosen = whole.argmax(1)
+        if self.observer is not None:
+            tell_branches(self.observer, seats, branches.tokens, whole, chosen)
+        return chosen
 
     def chosen(self, branches: Branches, chosen: Tensor) -> None:
         for scorer, _ in self.of:

@@ -22,6 +22,7 @@ from tasks.batch import Batch, NotFinite, Seat
 from tasks.reader import Positions, Reader, next_token_logits
 from tasks.sampler import Sample, check_request, collect
 from tasks.slot_cache import Prefill, evaluating
+from tasks.trace import Observer, tell_segment
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Judge:
     reader: Reader
     tail: Sequence[int] = ()
     """What its template writes behind the end of an answer, after which a finished one is scored."""
+    observer: Observer | None = None
+    """Hears of every segment."""
     prompts: list[Tensor] = field(default_factory=list)
     """The rewards of the prompts that were seated last."""
 
@@ -189,7 +192,10 @@ class _Stepping:
         bar = threshold(len(seat.ids), self.batch.new, state.prompt_reward, segments.target, segments.alpha)
         segment = seat.ids[state.start :]
         state.tried.append((reward, segment))
-        if next(state.accepting) >= acceptance(reward, bar, segments.beta):
+        refused = next(state.accepting) >= acceptance(reward, bar, segments.beta)
+        if self.judge.observer is not None:
+            tell_segment(self.judge.observer, seat, state.start, segment, reward, bar, not refused)
+        if refused:
             if len(state.tried) < segments.tries:
                 self._take_back(slot, seat, state)
                 return False

@@ -24,6 +24,7 @@ from registry.methods.guided import combined, most_probable, standardised
 from tasks.batch import Seat
 from tasks.reader import Reader
 from tasks.slot_cache import Prefill
+from tasks.trace import Observer, tell_tokens
 
 
 class Now(NamedTuple):
@@ -147,6 +148,8 @@ class Guidance:
     """Divide by the sum of the weights."""
     standardised: bool = False
     """Each guide's scores at mean 0 and standard deviation 1 over the candidates."""
+    observer: Observer | None = None
+    """Hears of every choice."""
 
     @property
     def readers(self) -> list[Reader]:
@@ -170,6 +173,8 @@ class Guidance:
             scored = [(standardised(scores), weight) for scores, weight in scored]
         whole = combined(own, scored, self.policy_weight, normalised=self.normalised)
         place = inverse_cdf(whole, u, temperature=temperature, top_k=top_k, top_p=top_p)
+        if self.observer is not None:
+            tell_tokens(self.observer, now.seats, logits, candidates, scored, whole, place, temperature)
         for guide, _ in self.guides:
             guide.chosen(place.clamp(min=0))
         if candidates is None:

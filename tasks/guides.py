@@ -32,6 +32,7 @@ from tasks.reader import Output, Reader, next_token_logits
 from tasks.rollouts import Rollouts
 from tasks.sampler import Sample, sample
 from tasks.slot_cache import check_room
+from tasks.trace import Observer
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Guided:
     prompts: Sequence[Prompt]
     max_new_tokens: int
     models: Models
+    observer: Observer | None = None
+    """Hears of every choice: see `tasks.trace`."""
 
     def sample(self, prompts: Sequence[Sequence[int]], asked: Mapping[str, Any]) -> list[list[Sample]]:
         """Its answers: see `tasks.sampler.sample`, of whose arguments `asked` holds the rest. Raises `UserError` for a
@@ -67,22 +70,27 @@ class Guided:
         match entry:
             case DecodeARGS():
                 guide = self._prefixes(self.policy.one("reward"))
-                return Guidance([(guide, entry.strength)], entry.candidates, standardised=entry.standardise)
+                return Guidance(
+                    [(guide, entry.strength)], entry.candidates, standardised=entry.standardise, observer=self.observer
+                )
             case DecodeControlled():
-                return Guidance([(guide, entry.strength * weight) for guide, weight in self._weighed("scorers")])
+                guides = [(guide, entry.strength * weight) for guide, weight in self._weighed("scorers")]
+                return Guidance(guides, observer=self.observer)
             case DecodeGenARM():
                 guides = [(guide, entry.strength * weight) for guide, weight in self._weighed("guides")]
-                return Guidance(guides, normalised=entry.official_code)
+                return Guidance(guides, normalised=entry.official_code, observer=self.observer)
             case DecodeTransferQ():
                 guide = self._rollouts(entry.look_ahead)
-                return Guidance([(guide, entry.strength)], entry.candidates)
+                return Guidance([(guide, entry.strength)], entry.candidates, observer=self.observer)
             case DecodeMOD():
                 guides = list(self._weighed("policies"))
-                return Guidance(guides, policy_weight=1 - sum(weight for _, weight in guides))
+                weight = 1 - sum(weight for _, weight in guides)
+                return Guidance(guides, policy_weight=weight, observer=self.observer)
         raise AssertionError(f"{self.policy.name} has no guides")
 
     def _block_scorers(self) -> Scorers:
-        return Scorers([(self._block_scorer(one), weight) for one, weight in self._artifacts("scorers")])
+        scorers = [(self._block_scorer(one), weight) for one, weight in self._artifacts("scorers")]
+        return Scorers(scorers, self.observer)
 
     def _artifacts(self, slot: str) -> Iterator[tuple[Artifact, float]]:
         weights: dict[str, float] = self.policy.fields[slot]
@@ -124,9 +132,9 @@ class Guided:
 
     def _judge(self, artifact: Artifact) -> Judge:
         if artifact.produces != "prefix scorer":
-            return Judge(*self._growing(artifact))
+            return Judge(*self._growing(artifact), observer=self.observer)
         (reader,) = self._scorer(artifact).readers
-        return Judge(reader)
+        return Judge(reader, observer=self.observer)
 
     def _growing(self, artifact: Artifact) -> tuple[Reader, list[int]]:
         """A reward model that reads an answer as it grows, and what its template writes behind the end of one."""

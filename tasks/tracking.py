@@ -113,6 +113,9 @@ class Tracker:
                 place = None if parent == "." else parent
                 self._safely(partial(self.client.log_artifact, run, str(path), place), run)
 
+    def document(self, run: str, content: Mapping[str, Any], name: str) -> None:
+        self._safely(lambda: self.client.log_dict(run, dict(content), name), run)
+
     def file(self, run: str, path: Path, folder: str | None = None) -> None:
         self._safely(lambda: self.client.log_artifact(run, str(path), folder), run)
 

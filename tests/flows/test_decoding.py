@@ -10,6 +10,7 @@ import pytest
 import tiny
 from asked import Asked
 from command import told
+from mlflow import MlflowClient
 
 from registry.rows import Prompt
 from specs.load import load
@@ -19,6 +20,7 @@ STUDY = """\
 version: 1
 name: asked
 seed: 3
+execution: {threads: 1}
 models: {base: {source: ./model, precision: fp32}}
 data: {pairs: {source: ./pairs.jsonl, format: preference}}
 rewards: {words: {kind: length}}
@@ -85,6 +87,24 @@ def test_in_a_dialogue_the_policy_reads_what_was_said(
     monkeypatch.setattr("sys.stdin", io.StringIO("Why?\n\nSo?\n"))
     status, out, err = decode(capsys, study, "--policy", "greedy")
     assert (status, out, err) == (0, f"{first}\n{second}".splitlines(), [])
+
+
+def test_a_trace_says_what_was_looked_at_and_goes_to_mlflow(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, plain, _ = decode(capsys, study, "--policy", "greedy", "--prompt", "Why?")
+    status, out, err = decode(capsys, study, "--policy", "greedy", "--prompt", "Why?", "--trace")
+    where = err[-1]  # MLflow speaks of its new database before
+    assert status == 0 and "\n".join(out).endswith("\n".join(plain))
+    steps = [line for line in out if line.endswith("<-")]
+    assert 1 <= len(steps) <= 8 and all("share 1.000" in line for line in steps)
+    run = where.split("/")[-1]
+    client = MlflowClient(f"sqlite:///{study.parent / 'home' / 'mlflow.db'}")
+    assert where.startswith("trace: http") and client.get_run(run).info.status == "FINISHED"
+    trace = json.loads(Path(client.download_artifacts(run, "trace.json")).read_text())
+    (answer,) = trace["answers"]
+    assert len(answer["steps"]) == len(steps)
+    for step in answer["steps"]:
+        (chosen,) = (c for c in step["candidates"] if c["chosen"])
+        assert chosen["log_prob"] == max(c["log_prob"] for c in step["candidates"])
 
 
 @pytest.mark.parametrize(
