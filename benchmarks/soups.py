@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.figures import Figure, against, bounded
 from benchmarks.sampler import NEW_TOKENS, demo_model, prompts
 from registry.methods.soup import Factor, average
+from tasks.reader import Positions
 from tasks.row_lora import install
-from tasks.sampler import Positions, sample
+from tasks.sampler import sample
 
 POINTS, SAMPLES, ROWS = 11, 2, 64
 

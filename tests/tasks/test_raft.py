@@ -30,7 +30,7 @@ from tasks import answers, own_samples, train_raft, train_sft
 from tasks import trainer as trainers
 from tasks.answers import answer
 from tasks.job import Log
-from tasks.sampler import Positions
+from tasks.reader import Positions
 from tasks.scores import Scores
 from tasks.view import View
 

@@ -21,7 +21,7 @@ from registry.language_models import load_language_model
 from registry.methods.transforms import best_of_n_fixed_point
 from registry.rows import Prompt
 from specs.problems import UserError
-from tasks import sampler, train_rl
+from tasks import reader, sampler, train_rl
 from tasks.sampler import sample
 
 pytestmark = pytest.mark.slow
@@ -247,8 +247,10 @@ def test_each_prompt_of_a_step_is_read_once_for_all_its_samples(
     study: Study, monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:
     read: list[list[list[int]]] = []
-    library = sampler.prefill
-    monkeypatch.setattr(sampler, "prefill", lambda model, prompts: read.append(prompts) or library(model, prompts))
+    library = reader.prefill
+    monkeypatch.setattr(
+        reader, "prefill", lambda output, prompts, at: read.append(prompts) or library(output, prompts, at)
+    )
     view = study(f"algorithm: {algorithm}, {LORA}, samples: 4, batch_size: 2", [*TWO, "f", "gg"])
     stages.build(view, "made", micro_batch=2)
     assert [len(prompts) for prompts in read] == [2, 2]

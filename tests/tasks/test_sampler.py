@@ -13,7 +13,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from registry.methods.draws import inverse_cdf, uniforms
-from tasks.sampler import Positions, Sample, sample
+from tasks.reader import Positions
+from tasks.sampler import Sample, sample
 
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "models" / "stories260K"
 VOCABULARY = 61
