@@ -29,6 +29,10 @@ class _Decode(Stage):
     from_: LanguageModel = Field(alias="from")
     """The language model that the rule decodes."""
 
+    @property
+    def is_random(self) -> bool:
+        return getattr(self, "temperature", 0.0) > 0  # greedy decoding has none
+
 
 class _Sampled(_Decode):
     temperature: Positive = 1.0
@@ -49,10 +53,6 @@ class DecodeGreedy(_Decode):
     """The most probable token at each step (the lowest id on a tie)."""
 
     method: Literal["greedy"]
-
-    @property
-    def is_random(self) -> bool:
-        return False
 
 
 class DecodeBestOfN(_Sampled):
@@ -84,10 +84,6 @@ class _Guided(_Decode):
     top_p: Probability = 1.0
     """Of the guided distribution, keep the smallest set of most probable tokens whose mass reaches this; 1 keeps all."""
 
-    @property
-    def is_random(self) -> bool:
-        return self.temperature > 0
-
 
 class DecodeARGS(_Decode):
     """ARGS (Khanov et al., arXiv 2402.01694): at each step the model's k most probable tokens are scored by logit +
@@ -106,10 +102,6 @@ class DecodeARGS(_Decode):
     """0 takes the token of highest score (ARGS-greedy); above it the score divided by it is sampled from (ARGS-stochastic)."""
     standardise: Flag = False
     """Bring the candidates' rewards of each step to mean 0 and standard deviation 1, so that `strength` has no unit."""
-
-    @property
-    def is_random(self) -> bool:
-        return self.temperature > 0
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
         return _text_rewards(graph, self.reward, "ARGS scores every candidate token")
@@ -249,10 +241,6 @@ class DecodeTransferQ(_Decode):
     """What multiplies the reward; its unit is one over the reward's."""
     temperature: NonNegative = 0.0
     """0 takes the token of highest score; above it the score divided by it is sampled from."""
-
-    @property
-    def is_random(self) -> bool:
-        return self.temperature > 0
 
 
 Decode = Annotated[

@@ -17,8 +17,8 @@ from torch import Tensor
 from registry.methods.draws import check_rule, inverse_cdf
 from tasks.batch import Batch, NotFinite, Seat
 from tasks.branches import PAD, Branches, grow, read
-from tasks.reader import Positions, Reader, next_token_logits
-from tasks.sampler import Sample, check_request, collect
+from tasks.reader import Positions, Reader
+from tasks.sampler import Sample, check_request, collect, policy_reader
 from tasks.slot_cache import Prefill, evaluating
 from tasks.trace import Observer, tell_branches
 
@@ -150,14 +150,13 @@ def sample_by_blocks(
     least. Blocks that end early and a last short one are scored as they stand."""
     check_rule(temperature, top_k, top_p)
     check_request(model, prompts, keys, samples, max_new_tokens, rows)
-    device = torch.device(model.get_input_embeddings().weight.device)
-    policy = Reader(next_token_logits(model), prompts, device, count=Positions() if count is None else count)
+    policy = policy_reader(model, prompts, count)
     with evaluating(model):
         slots = min(max(rows // branches, 1), len(prompts) * samples)
         batch = Batch(policy, scorers, samples, slots, max_new_tokens)
         rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         stepping = _Blocks(
-            batch, scorers, block, branches, seed, keys, torch.tensor(sorted(eos_ids), device=device), rule
+            batch, scorers, block, branches, seed, keys, torch.tensor(sorted(eos_ids), device=policy.device), rule
         )
         return collect(stepping.step, len(prompts), samples, frozenset(eos_ids), on_progress)
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from registry.methods.cards import acceptance, entropy, threshold
 from registry.methods.draws import check_rule, inverse_cdf, uniforms
 from tasks.batch import Batch, NotFinite, Seat
-from tasks.reader import Positions, Reader, next_token_logits
-from tasks.sampler import Sample, check_request, collect
+from tasks.reader import Positions, Reader
+from tasks.sampler import Sample, check_request, collect, policy_reader
 from tasks.slot_cache import Prefill, evaluating
 from tasks.trace import Observer, tell_segment
 
@@ -100,8 +100,7 @@ def sample_by_segments(
     """`result[i][j]` is sample j of prompt i; see `tasks.sampler.sample`."""
     check_rule(temperature, top_k, top_p)
     check_request(model, prompts, keys, samples, max_new_tokens, rows)
-    device = torch.device(model.get_input_embeddings().weight.device)
-    policy = Reader(next_token_logits(model), prompts, device, count=Positions() if count is None else count)
+    policy = policy_reader(model, prompts, count)
     rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     with evaluating(model):
         batch = Batch(policy, judge, samples, min(rows, len(prompts) * samples), max_new_tokens)

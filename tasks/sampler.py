@@ -60,11 +60,9 @@ def sample(
             f"samples is {samples} at temperature 0: greedy decoding has one outcome; "
             "ask for 1 sample or raise the temperature"
         )
-    device = torch.device(model.get_input_embeddings().weight.device)
-    policy = Reader(next_token_logits(model), prompts, device, on_rows, Positions() if count is None else count)
+    policy = policy_reader(model, prompts, count, on_rows)
     total = len(prompts) * samples
-
-    ends = torch.tensor(sorted(eos_ids), device=device)
+    ends = torch.tensor(sorted(eos_ids), device=policy.device)
 
     def draw(logits: Tensor, u: Tensor, drawn: Tensor) -> Tensor:
         if guidance is not None:
@@ -76,6 +74,17 @@ def sample(
         batch = Batch(policy, guidance, samples, min(rows, total), max_new_tokens)
         stepping = _Stepping(batch, draw, seed, keys, frozenset(eos_ids))
         return collect(stepping.step, len(prompts), samples, frozenset(eos_ids), on_progress)
+
+
+def policy_reader(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    count: Positions | None,
+    on_rows: Callable[[Sequence[int]], None] | None = None,
+) -> Reader:
+    """The language model that is decoded, with `count`, if given, to be added to."""
+    device = torch.device(model.get_input_embeddings().weight.device)
+    return Reader(next_token_logits(model), prompts, device, on_rows, Positions() if count is None else count)
 
 
 def collect(
