@@ -8,6 +8,7 @@ rejected is the policy's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count as from_number
@@ -183,6 +184,9 @@ class _Stepping:
         texts = [[*text, *(self.judge.tail if text[-1] in self.eos_ids else ())] for text in texts]
         found = _causal(self.judge.reader, texts, rows)
         rewards: list[float] = found[range(len(texts)), [len(text) - 1 for text in texts]].tolist()
+        for seat, reward in zip(seats, rewards, strict=True):
+            if not math.isfinite(reward):
+                raise NotFinite(seat.prompt, self.keys[seat.prompt])
         return rewards
 
     def _is_accepted(self, slot: int, reward: float) -> bool:

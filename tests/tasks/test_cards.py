@@ -11,6 +11,7 @@ from guided import CPU, ENDS, ITS_PROMPTS, PROMPTS, TAIL, llama, logits_after, r
 
 from registry.methods.cards import acceptance, entropy, threshold
 from registry.methods.draws import inverse_cdf, uniforms
+from tasks.batch import NotFinite
 from tasks.cards import Judge, Segments, sample_by_segments
 from tasks.guides import prefix_rewards
 from tasks.reader import Positions, Reader
@@ -93,6 +94,13 @@ def test_no_token_is_read_twice_and_none_is_over_the_limit() -> None:
     # Every token that was drawn is read once by each; where all tries of a segment failed, the best of them once more.
     assert judging.reader.count.decode == count.decode
     assert count.decode > 12 * len(PROMPTS)
+
+
+def test_a_reward_that_is_no_number_is_refused_and_not_taken_for_accepted() -> None:
+    broken = reward_model(1)
+    broken.score.weight.data.fill_(torch.nan)
+    with pytest.raises(NotFinite, match="not finite"):
+        run(judge=Judge(Reader(prefix_rewards(broken), ITS_PROMPTS, CPU), TAIL))
 
 
 def test_the_threshold_rises_from_between_prompt_and_target_to_the_target() -> None:
