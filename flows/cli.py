@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(plan, "spec", "set", "force", "offline", "json")
     verb(run, "spec", "set", "force", "offline", "json", "quiet")
     verb(decode, "spec", "policy", "prompt", "file", "samples", "max_new_tokens", "seed", "trace", "set", "json")
+    verb(serve, "spec", "policies", "host", "port", "api_key", "longest_answer", "set")
     verb(show, "spec", "stage", "set", "json")
     verb(report, "spec", "set")
     verb(schema)
@@ -124,6 +125,33 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "json": (("--json",), {"action": "store_true", "help": "print JSON"}),
     "policy": (("--policy",), {"metavar": "NAME", "required": True, "help": "a model or decoding rule of the study"}),
+    "policies": (
+        ("--policy",),
+        {
+            "metavar": "NAME",
+            "required": True,
+            "action": "append",
+            "dest": "policies",
+            "help": "a model or decoding rule of the study; give it again for more",
+        },
+    ),
+    "host": (
+        ("--host",),
+        {"metavar": "ADDRESS", "default": "127.0.0.1", "help": "default: 127.0.0.1, this machine alone"},
+    ),
+    "port": (("--port",), {"metavar": "N", "type": int, "default": 8000, "help": "default: 8000; 0 is any free one"}),
+    "api_key": (
+        ("--api-key",),
+        {
+            "metavar": "KEY",
+            "default": os.environ.get("ALIGNFLOW_API_KEY"),
+            "help": "what clients must send; needed for any other --host (default: the variable ALIGNFLOW_API_KEY)",
+        },
+    ),
+    "longest_answer": (
+        ("--max-new-tokens",),
+        {"metavar": "N", "type": _positive, "default": 512, "help": "the most tokens of an answer (default: 512)"},
+    ),
     "prompt": (("--prompt",), {"metavar": "TEXT", "help": "what to answer; without it and --file, a dialogue"}),
     "file": (("--file",), {"metavar": "FILE", "type": Path, "help": "prompts: JSON Lines, Parquet, or one a line"}),
     "samples": (
@@ -256,6 +284,19 @@ def decode(arguments: Arguments) -> None:
         converse(asking)
     if asking.trace:
         asking.trace.log()
+
+
+def serve(arguments: Arguments) -> None:
+    """Serve policies of a study to clients of OpenAI's HTTP interface."""
+    garbage.enable()
+    from flows.decoding import ready
+    from flows.serving import serve as serve_at
+    from tasks.live import Live
+
+    _, view = _view(arguments, arguments.spec)
+    policies = ready(view, arguments.policies)
+    live = Live(policies, rows=view.study.execution.rows, max_new_tokens=arguments.max_new_tokens)
+    serve_at(live, host=arguments.host, port=arguments.port, api_key=arguments.api_key)
 
 
 def show(arguments: Arguments) -> None:

@@ -98,13 +98,10 @@ class Asking:
     def __init__(
         self, view: View, policy: str, *, samples: int, max_new_tokens: int, seed: int | None, trace: bool = False
     ) -> None:
-        silence.apply(offline=True)
-        disable_progress_bar()
-        self.policy = _built(view, policy)
+        self.policy = ready(view, [policy])[policy]
         self.samples, self.max_new_tokens = samples, max_new_tokens
         self.seed = view.study.seed if seed is None else seed
         self.execution = view.study.execution
-        use_threads(self.execution)
         self.log = Log(lambda event: None)
         self.models = Models(self.execution.rows)
         self.scores = Scores(self.execution, self.log)
@@ -184,6 +181,15 @@ def _typed() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
+
+
+def ready(view: View, names: Sequence[str]) -> dict[str, Artifact]:
+    """The policies of those names, and the process ready to decode them. Raises `UserError`; see `_built`."""
+    silence.apply(offline=True)
+    disable_progress_bar()
+    found = {name: _built(view, name) for name in names}
+    use_threads(view.study.execution)
+    return found
 
 
 def _built(view: View, name: str) -> Artifact:

@@ -32,6 +32,8 @@ TEMPLATES = {
 
 ANY_ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"
 """Stands for an answer where only what the template writes after one matters."""
+ANY_DIALOGUE = ({"role": "user", "content": "?"},)
+"""Stands for what was asked before it."""
 
 
 def set_template(tokenizer: Tokenizer, template: str) -> None:
@@ -53,6 +55,11 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message]) -> list[int]:
     bos = tokenizer.bos_token
     written = bos and text.startswith(bos)
     return ([] if written else _beginning(tokenizer)) + _plain(tokenizer, text)
+
+
+def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text to go on from as it stands, behind what the tokenizer puts before every text."""
+    return _beginning(tokenizer) + _plain(tokenizer, text)
 
 
 def encode_answer(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str, *, finished: bool = True) -> list[int]:

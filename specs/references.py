@@ -42,7 +42,8 @@ LanguageModel = Annotated[ReferenceText, Accepts(("language model",))]
 Policy = Annotated[ReferenceText, Accepts(("language model", "decoding rule"), "evaluation")]
 """Something that answers prompts: a language model, or a decoding rule over one."""
 PreferencePairs = Annotated[ReferenceText, Accepts(("preference pairs",))]
-Prompts = Annotated[ReferenceText, Accepts(("prompts",))]
+Prompts = Annotated[ReferenceText, Accepts(("prompts", "preference pairs"))]
+"""Of preference pairs the prompts, each once."""
 Responses = Annotated[ReferenceText, Accepts(("responses",))]
 PairsOrPrompts = Annotated[ReferenceText, Accepts(("preference pairs", "prompts"))]
 PairsOrResponses = Annotated[ReferenceText, Accepts(("preference pairs", "responses"))]

@@ -37,9 +37,9 @@ from specs.decoding import (
 from specs.execution import Execution
 from specs.problems import UserError
 from specs.soup import Soup
-from tasks.batch import NotFinite
+from tasks.batch import Companion, NotFinite
 from tasks.guidance import Guidance
-from tasks.guides import Guided
+from tasks.guides import Guides
 from tasks.job import Log
 from tasks.memory import free_memory
 from tasks.models import Models
@@ -187,10 +187,13 @@ def draw(
     }
     with naming(guided.name if guided else model.name, prompts), _mixed(rules, loaded.model, len(prompts)) as on_rows:
         if guided is not None:
-            drawn = Guided(guided, loaded, prompts, max_new_tokens, models, observer).sample(encoded, asked)
+            guides = Guides(guided, loaded, models, observer)
+            for prompt in prompts:
+                guides.give(prompt, max_new_tokens)
+            way: Companion | None = guides.way
         else:
-            watched = Guidance([], observer=observer) if observer else None
-            drawn = sample(loaded.model, encoded * len(rules), on_rows=on_rows, guidance=watched, **asked)
+            way = Guidance([], observer=observer) if observer else None
+        drawn = sample(loaded.model, encoded * len(rules), on_rows=on_rows, guidance=way, **asked)
     rows = [[Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished) for s in row] for row in drawn]
     return [rows[start : start + len(prompts)] for start in range(0, len(rows), len(prompts))]
 

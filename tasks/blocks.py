@@ -7,19 +7,18 @@ with blocks as long as an answer it is best-of-K over the very draws of `best_of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from registry.methods.draws import check_rule, inverse_cdf
-from tasks.batch import Batch, NotFinite, Seat
+from registry.methods.draws import inverse_cdf
+from tasks.batch import Batch, NotFinite, Seat, Stepping
 from tasks.branches import PAD, Branches, grow, read
-from tasks.reader import Positions, Reader
-from tasks.sampler import Sample, check_request, collect, policy_reader
-from tasks.slot_cache import Prefill, evaluating
+from tasks.reader import Reader
+from tasks.slot_cache import Prefill
 from tasks.trace import Observer, tell_branches
 
 
@@ -38,14 +37,12 @@ class BlockScorer(Protocol):
 
 @dataclass
 class PrefixBlocks:
-    """Scores a branch by what a prefix scorer makes of its last token."""
+    """Scores a branch by what a prefix scorer makes of its last token; where that is of what was read before it, the reader
+    stays one token behind the policy (`Reader.lag`)."""
 
     reader: Reader
     value: Callable[[Tensor, Tensor], Tensor]
     """`value(given, tokens)`: of the tokens [rows, k] from what the reader gives there."""
-    ahead: Sequence[int] | None = None
-    """For a scorer that values a token from what was read before it: the last token of each prompt, which the reader's own
-    prompts lack. It then stays one token behind the policy."""
     finish: Sequence[int] = ()
     """For a reward model, which is to read every branch as a finished answer: the end of an answer and what its template
     writes behind that."""
@@ -56,8 +53,8 @@ class PrefixBlocks:
 
     def scores(self, seats: Sequence[Seat], branches: Branches) -> Tensor:
         tokens = fed = branches.tokens
-        if self.ahead is not None:
-            before = [seat.ids[-1] if seat.ids else self.ahead[seat.prompt] for seat in seats]
+        if self.reader.lag:
+            before = [(seat.ids or self.reader.prompts[seat.prompt])[-1] for seat in seats]
             first = torch.tensor(before, device=tokens.device)[:, None, None].expand(-1, tokens.shape[1], 1)
             fed = torch.where(tokens == PAD, PAD, torch.cat([first, tokens[..., :-1]], dim=-1))
         if self.finish:
@@ -95,91 +92,51 @@ class TextBlocks:
 
 
 @dataclass(frozen=True)
-class Scorers:
-    """A weighted sum of block scorers."""
+class Blockwise:
+    """Of `branches` continuations by a `block` of tokens the one with the highest weighted sum of scores is kept. Blocks
+    that end early and a last short one are scored as they stand."""
 
-    of: Sequence[tuple[BlockScorer, float]]
+    scorers: Sequence[tuple[BlockScorer, float]]
+    block: int
+    branches: int
     observer: Observer | None = None
     """Hears of every choice."""
 
     @property
     def readers(self) -> list[Reader]:
-        return [reader for scorer, _ in self.of for reader in scorer.readers]
+        return [reader for scorer, _ in self.scorers for reader in scorer.readers]
 
     def seat(self, started: Iterable[Prefill], rows: Sequence[int], prompts: Sequence[int]) -> None:
         for reader, one in zip(self.readers, started, strict=True):
             reader.seat(one, rows, prompts)
 
+    def stepping(self, batch: Batch, rule: dict[str, Any]) -> Stepping:
+        return _Blocks(batch, self, rule)
+
     def best(self, seats: Sequence[Seat], branches: Branches) -> Tensor:
         """The branch [rows] of highest score, the first on a tie."""
-        whole = sum(weight * scorer.scores(seats, branches).double() for scorer, weight in self.of)
+        whole = sum(weight * scorer.scores(seats, branches).double() for scorer, weight in self.scorers)
         assert isinstance(whole, Tensor)
         for row in (~whole.isfinite()).any(1).nonzero()[:1, 0].tolist():
-            raise NotFinite(seats[row].prompt, str(seats[row].prompt))
+            raise NotFinite(seats[row].prompt, seats[row].request.key)
         chosen = whole.argmax(1)
         if self.observer is not None:
             tell_branches(self.observer, seats, branches.tokens, whole, chosen)
         return chosen
 
     def chosen(self, branches: Branches, chosen: Tensor) -> None:
-        for scorer, _ in self.of:
+        for scorer, _ in self.scorers:
             scorer.chosen(branches, chosen, branches.tokens.shape[-1])
-
-
-@torch.inference_mode()
-def sample_by_blocks(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    scorers: Scorers,
-    block: int,
-    branches: int,
-    keys: Sequence[str],
-    samples: int,
-    seed: int,
-    max_new_tokens: int,
-    eos_ids: Collection[int],
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    rows: int = 64,
-    on_progress: Callable[[int, int], None] | None = None,
-    count: Positions | None = None,
-) -> list[list[Sample]]:
-    """`result[i][j]` is sample j of prompt i. At most `rows` branches are decoded at a time, and those of one sample at
-    least. Blocks that end early and a last short one are scored as they stand."""
-    check_rule(temperature, top_k, top_p)
-    check_request(model, prompts, keys, samples, max_new_tokens, rows)
-    policy = policy_reader(model, prompts, count)
-    with evaluating(model):
-        slots = min(max(rows // branches, 1), len(prompts) * samples)
-        batch = Batch(policy, scorers, samples, slots, max_new_tokens)
-        rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        stepping = _Blocks(
-            batch, scorers, block, branches, seed, keys, torch.tensor(sorted(eos_ids), device=policy.device), rule
-        )
-        return collect(stepping.step, len(prompts), samples, frozenset(eos_ids), on_progress)
 
 
 class _Blocks:
     """A block a step for every row of a batch."""
 
-    def __init__(
-        self,
-        batch: Batch,
-        scorers: Scorers,
-        block: int,
-        branches: int,
-        seed: int,
-        keys: Sequence[str],
-        eos: Tensor,
-        rule: dict[str, Any],
-    ) -> None:
-        self.batch, self.scorers, self.block, self.branches = batch, scorers, block, branches
-        self.seed, self.keys, self.eos, self.rule = seed, keys, eos, rule
+    def __init__(self, batch: Batch, way: Blockwise, rule: dict[str, Any]) -> None:
+        self.batch, self.way, self.rule, self.branches = batch, way, rule, way.branches
         # The token that each row has kept and not read, how many it has kept, and the random numbers of its branches.
         self.tokens, self.kept = batch.hold(), batch.hold()
-        self.u = batch.hold(branches, batch.new, dtype=torch.float64)
+        self.u = batch.hold(way.branches, batch.new, dtype=torch.float64)
 
     def step(self) -> list[Seat]:
         """Every row keeps one block, new ones among them; returns the samples that end there."""
@@ -187,42 +144,40 @@ class _Blocks:
         logits = [batch.policy.step(self.tokens[: len(batch.seats)])] if batch.seats else []
         arrivals, first = batch.admit()
         rows = len(batch.seats)
+        if not rows:
+            return []
         if arrivals:
-            streams = [
-                batch.numbers(arrivals, self.seed, self.keys, after=b * batch.samples) for b in range(self.branches)
-            ]
+            streams = [batch.numbers(arrivals, branch) for branch in range(self.branches)]
             self.u[rows - len(arrivals) : rows] = torch.stack(streams, dim=1)
         grown = self._grow(torch.cat([*logits, *first]))
-        chosen = self.scorers.best(batch.seats, grown)
+        chosen = self.way.best(batch.seats, grown)
         grown.keep(batch.policy, chosen, grown.places.shape[-1])
-        self.scorers.chosen(grown, chosen)
+        self.way.chosen(grown, chosen)
         return batch.leave(self._note(grown.of(chosen)))
 
     def _grow(self, logits: Tensor) -> Branches:
-        kept = self.kept[: len(logits)]
+        rows = len(logits)
+        kept = self.kept[:rows]
 
         def draw(logits: Tensor, branches: Tensor, t: int) -> Tensor:
             at = (kept + t).clamp(max=self.batch.new - 1)[:, None, None].expand(-1, self.branches, 1)
-            u = self.u[: len(logits)].gather(2, at)[..., 0].gather(1, branches)
+            u = self.u[:rows].gather(2, at)[..., 0].gather(1, branches)
             drawn = inverse_cdf(logits.flatten(0, 1), u.flatten(), **self.rule).view(u.shape)
             for row in (drawn < 0).any(1).nonzero()[:1, 0].tolist():
-                prompt = self.batch.seats[row].prompt
-                raise NotFinite(prompt, self.keys[prompt])
+                raise NotFinite(self.batch.seats[row].prompt, self.batch.seats[row].request.key)
             return drawn
 
-        every = torch.arange(self.branches, device=logits.device).expand(len(logits), -1)
+        every = torch.arange(self.branches, device=logits.device).expand(rows, -1)
         first = draw(logits[:, None].expand(-1, self.branches, -1), every, 0)
-        return grow(self.batch.policy, first, (self.batch.new - kept).clamp(max=self.block), draw, self.eos)
+        limits = (self.batch.limits[:rows] - kept).clamp(max=self.way.block)
+        return grow(self.batch.policy, first, limits, draw, self.batch.ends)
 
     def _note(self, kept: Tensor) -> list[int]:
         """Write the blocks [rows, M] down; the rows whose samples end here."""
         rows = len(kept)
         self.tokens[:rows] = kept[:, -1].clamp(min=0)
         self.kept[:rows] += (kept != PAD).sum(1)
-        ends = set(self.eos.tolist())
-        holes = []
-        for slot, (seat, tokens) in enumerate(zip(self.batch.seats, kept.tolist(), strict=True)):
+        for seat, tokens in zip(self.batch.seats, kept.tolist(), strict=True):
             seat.ids += [token for token in tokens if token != PAD]
-            if seat.ids[-1] in ends or len(seat.ids) == self.batch.new:
-                holes.append(slot)
-        return holes
+            seat.settled = len(seat.ids)
+        return [slot for slot, seat in enumerate(self.batch.seats) if self.batch.is_over(seat)]

@@ -9,20 +9,19 @@ rejected is the policy's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count as from_number
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from registry.methods.cards import acceptance, entropy, threshold
-from registry.methods.draws import check_rule, inverse_cdf, uniforms
-from tasks.batch import Batch, NotFinite, Seat
-from tasks.reader import Positions, Reader
-from tasks.sampler import Sample, check_request, collect, policy_reader
-from tasks.slot_cache import Prefill, evaluating
+from registry.methods.draws import inverse_cdf, uniforms
+from tasks.batch import Batch, NotFinite, Seat, Stepping
+from tasks.reader import Reader
+from tasks.slot_cache import Prefill
 from tasks.trace import Observer, tell_segment
 
 
@@ -51,12 +50,14 @@ class Judge:
     """The reward model, which has read what was accepted."""
 
     reader: Reader
+    segments: Segments
     tail: Sequence[int] = ()
     """What its template writes behind the end of an answer, after which a finished one is scored."""
     observer: Observer | None = None
     """Hears of every segment."""
     prompts: list[Tensor] = field(default_factory=list)
     """The rewards of the prompts that were seated last."""
+    branches: ClassVar[int] = 1
 
     @property
     def readers(self) -> list[Reader]:
@@ -65,6 +66,9 @@ class Judge:
     def seat(self, started: Iterable[Prefill], rows: Sequence[int], prompts: Sequence[int]) -> None:
         (one,) = started
         self.prompts.append(self.reader.seat(one, rows, prompts))
+
+    def stepping(self, batch: Batch, rule: dict[str, Any]) -> Stepping:
+        return _Accepting(batch, self, rule)
 
 
 @dataclass
@@ -79,52 +83,12 @@ class _State:
     tried: list[tuple[float, list[int]]] = field(default_factory=list)
 
 
-@torch.inference_mode()
-def sample_by_segments(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    judge: Judge,
-    segments: Segments,
-    keys: Sequence[str],
-    samples: int,
-    seed: int,
-    max_new_tokens: int,
-    eos_ids: Collection[int],
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    rows: int = 64,
-    on_progress: Callable[[int, int], None] | None = None,
-    count: Positions | None = None,
-) -> list[list[Sample]]:
-    """`result[i][j]` is sample j of prompt i; see `tasks.sampler.sample`."""
-    check_rule(temperature, top_k, top_p)
-    check_request(model, prompts, keys, samples, max_new_tokens, rows)
-    policy = policy_reader(model, prompts, count)
-    rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    with evaluating(model):
-        batch = Batch(policy, judge, samples, min(rows, len(prompts) * samples), max_new_tokens)
-        stepping = _Stepping(batch, judge, segments, seed, keys, frozenset(eos_ids), rule)
-        return collect(stepping.step, len(prompts), samples, frozenset(eos_ids), on_progress)
-
-
-class _Stepping:
+class _Accepting:
     """One token a step for every row of a batch, and a verdict where a segment ends."""
 
-    def __init__(
-        self,
-        batch: Batch,
-        judge: Judge,
-        segments: Segments,
-        seed: int,
-        keys: Sequence[str],
-        eos_ids: frozenset[int],
-        rule: dict[str, Any],
-    ) -> None:
-        self.batch, self.judge, self.segments = batch, judge, segments
-        self.seed, self.keys, self.eos_ids, self.rule = seed, keys, eos_ids, rule
-        self.states: dict[int, _State] = {}
+    def __init__(self, batch: Batch, judge: Judge, rule: dict[str, Any]) -> None:
+        self.batch, self.judge, self.segments, self.rule = batch, judge, judge.segments, rule
+        self.states: dict[Seat, _State] = {}
         # The policy's logits after what each row has read, and after where its segment begins.
         self.logits, self.saved = torch.empty(0), torch.empty(0)
 
@@ -133,17 +97,19 @@ class _Stepping:
         batch = self.batch
         self._admit()
         rows = len(batch.seats)
-        u = torch.tensor([next(self.states[id(seat)].numbers) for seat in batch.seats], dtype=torch.float64)
+        if not rows:
+            return []
+        u = torch.tensor([next(self.states[seat].numbers) for seat in batch.seats], dtype=torch.float64)
         tokens = inverse_cdf(self.logits[:rows], u.to(batch.device), **self.rule)
         for seat, token in zip(batch.seats, tokens.tolist(), strict=True):
             if token < 0:
-                raise NotFinite(seat.prompt, self.keys[seat.prompt])
+                raise NotFinite(seat.prompt, seat.request.key)
             seat.ids.append(token)
         self.logits[:rows] = batch.policy.step(tokens)
-        ended = [slot for slot in self._judged() if self._is_over(batch.seats[slot])]
-        for slot in ended:
-            del self.states[id(batch.seats[slot])]
-        return batch.leave(ended)
+        left = batch.leave([slot for slot in self._judged() if batch.is_over(batch.seats[slot])])
+        for seat in left:
+            del self.states[seat]
+        return left
 
     def _admit(self) -> None:
         arrivals, first = self.batch.admit()
@@ -156,13 +122,10 @@ class _Stepping:
         own = slice(len(self.batch.seats) - len(arrivals), len(self.batch.seats))
         self.logits[own] = self.saved[own] = logits
         for seat, reward in zip(arrivals, torch.cat(self.judge.prompts).tolist(), strict=True):
-            key = self.keys[seat.prompt]
-            accepting = _numbers(self.seed, f"{key}/accepting", seat.number)
-            self.states[id(seat)] = _State(reward, _numbers(self.seed, key, seat.number), accepting)
+            seed, key = seat.request.seed, seat.request.key
+            accepting = _numbers(seed, f"{key}/accepting", seat.number)
+            self.states[seat] = _State(reward, _numbers(seed, key, seat.number), accepting)
         self.judge.prompts.clear()
-
-    def _is_over(self, seat: Seat) -> bool:
-        return seat.ids[-1] in self.eos_ids or len(seat.ids) == self.batch.new
 
     def _judged(self) -> list[int]:
         """The rows whose segment ended here and was accepted; what was rejected is taken back."""
@@ -170,9 +133,9 @@ class _Stepping:
         uncertain = (entropy(self.logits[: len(self.batch.seats)]) >= segments.entropy).tolist()
         due = []
         for slot, seat in enumerate(self.batch.seats):
-            length = len(seat.ids) - self.states[id(seat)].start
+            length = len(seat.ids) - self.states[seat].start
             is_long = length >= segments.longest or (uncertain[slot] and length >= segments.shortest)
-            if is_long or self._is_over(seat):
+            if is_long or self.batch.is_over(seat):
                 due.append(slot)
         rewards = self._read(due) if due else []
         return [slot for slot, reward in zip(due, rewards, strict=True) if self._is_accepted(slot, reward)]
@@ -180,19 +143,19 @@ class _Stepping:
     def _read(self, rows: Sequence[int]) -> list[float]:
         """The rewards of the answers in `rows` up to the end of their segments."""
         seats = [self.batch.seats[row] for row in rows]
-        texts = [seat.ids[self.states[id(seat)].start :] for seat in seats]
-        texts = [[*text, *(self.judge.tail if text[-1] in self.eos_ids else ())] for text in texts]
+        texts = [seat.ids[self.states[seat].start :] for seat in seats]
+        texts = [[*text, *(self.judge.tail if text[-1] in self.batch.eos_ids else ())] for text in texts]
         found = _causal(self.judge.reader, texts, rows)
         rewards: list[float] = found[range(len(texts)), [len(text) - 1 for text in texts]].tolist()
         for seat, reward in zip(seats, rewards, strict=True):
             if not math.isfinite(reward):
-                raise NotFinite(seat.prompt, self.keys[seat.prompt])
+                raise NotFinite(seat.prompt, seat.request.key)
         return rewards
 
     def _is_accepted(self, slot: int, reward: float) -> bool:
         seat, segments = self.batch.seats[slot], self.segments
-        state = self.states[id(seat)]
-        bar = threshold(len(seat.ids), self.batch.new, state.prompt_reward, segments.target, segments.alpha)
+        state = self.states[seat]
+        bar = threshold(len(seat.ids), seat.request.limit, state.prompt_reward, segments.target, segments.alpha)
         segment = seat.ids[state.start :]
         state.tried.append((reward, segment))
         refused = next(state.accepting) >= acceptance(reward, bar, segments.beta)
@@ -211,7 +174,7 @@ class _Stepping:
                 self.batch.policy.keep(torch.arange(len(segment), device=self.batch.device)[None], [slot])
                 _causal(self.judge.reader, [segment], [slot])
         self.judge.reader.keep(torch.arange(len(segment), device=self.batch.device)[None], [slot])
-        state.start, state.tried = len(seat.ids), []
+        state.start, state.tried, seat.settled = len(seat.ids), [], len(seat.ids)
         self.saved[slot] = self.logits[slot]
         return True
 

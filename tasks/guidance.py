@@ -14,27 +14,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from registry.methods.draws import inverse_cdf
 from registry.methods.guided import combined, most_probable, standardised
-from tasks.batch import Seat
+from tasks.batch import Batch, Stepping
 from tasks.reader import Reader
 from tasks.slot_cache import Prefill
+from tasks.tokens import Now, Tokens
 from tasks.trace import Observer, tell_tokens
-
-
-class Now(NamedTuple):
-    """Where the rows stand."""
-
-    seats: Sequence[Seat]
-    left: Tensor
-    """[rows]: how many more tokens each may have."""
-    ends: Tensor
-    """The tokens that end an answer."""
 
 
 class Guide(Protocol):
@@ -150,10 +141,14 @@ class Guidance:
     """Each guide's scores at mean 0 and standard deviation 1 over the candidates."""
     observer: Observer | None = None
     """Hears of every choice."""
+    branches: ClassVar[int] = 1
 
     @property
     def readers(self) -> list[Reader]:
         return [reader for guide, _ in self.guides for reader in guide.readers]
+
+    def stepping(self, batch: Batch, rule: dict[str, Any]) -> Stepping:
+        return Tokens(batch, self, rule)
 
     def seat(self, started: Iterable[Prefill], rows: Sequence[int], prompts: Sequence[int]) -> None:
         left = iter(started)

@@ -6,15 +6,23 @@ two must have one vocabulary, and are refused where they do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from registry.artifacts import Artifact
-from registry.dialogue_text import ANY_ANSWER, behind_the_end, decode_answer, encode_answer, encode_prompt
+from registry.dialogue_text import (
+    ANY_ANSWER,
+    ANY_DIALOGUE,
+    behind_the_end,
+    decode_answer,
+    encode_answer,
+    encode_plain,
+    encode_prompt,
+)
 from registry.language_models import LanguageModel
 from registry.prefix_scorers import PrefixHead
 from registry.rows import Prompt
@@ -24,48 +32,45 @@ from specs.problems import UserError
 from specs.rewards import Classifier
 from specs.soup import Soup
 from specs.training import RewardModel
-from tasks.blocks import BlockScorer, PrefixBlocks, Scorers, TextBlocks, sample_by_blocks
-from tasks.cards import Judge, Segments, sample_by_segments
+from tasks.attention import grouped_heads
+from tasks.batch import Companion
+from tasks.blocks import BlockScorer, Blockwise, PrefixBlocks, TextBlocks
+from tasks.cards import Judge, Segments
 from tasks.guidance import Guidance, Guide, NextTokens, Prefixes
 from tasks.models import Models
 from tasks.reader import Output, Reader, next_token_logits
 from tasks.rollouts import Rollouts
-from tasks.sampler import Sample, sample
 from tasks.slot_cache import check_room
 from tasks.trace import Observer
 
 
-@dataclass(frozen=True)
-class Guided:
-    """A policy that other models guide, and what it is asked to do."""
+@dataclass
+class Guides:
+    """The guides of a policy, loaded, and the prompts that they were given."""
 
     policy: Artifact
     base: LanguageModel
-    prompts: Sequence[Prompt]
-    max_new_tokens: int
     models: Models
     observer: Observer | None = None
     """Hears of every choice: see `tasks.trace`."""
+    prompts: list[Prompt] = field(init=False, default_factory=list)
+    way: Companion = field(init=False)
+    """How the policy is decoded: see `tasks.sampler.sample`."""
+    _given: list[tuple[Reader, Callable[[Prompt, int, bool], list[int]]]] = field(init=False, default_factory=list)
+    """Each reader with what makes its tokens of a prompt."""
 
-    def sample(self, prompts: Sequence[Sequence[int]], asked: Mapping[str, Any]) -> list[list[Sample]]:
-        """Its answers: see `tasks.sampler.sample`, of whose arguments `asked` holds the rest. Raises `UserError` for a
-        guide that cannot read what the policy writes."""
-        entry = self.policy.entry
-        if isinstance(entry, DecodeControlled) and entry.block is not None:
-            assert entry.samples is not None
-            scorers = self._block_scorers()
-            return sample_by_blocks(
-                self.base.model, prompts, scorers=scorers, block=entry.block, branches=entry.samples, **asked
-            )
-        if isinstance(entry, DecodeCARDS):
-            segments = Segments(
-                entry.target, entry.alpha, entry.beta, entry.entropy, entry.shortest, entry.longest, entry.tries
-            )
-            judge = self._judge(self.policy.one("reward"))
-            return sample_by_segments(self.base.model, prompts, judge=judge, segments=segments, **asked)
-        return sample(self.base.model, prompts, guidance=self._guidance(), **asked)
+    def __post_init__(self) -> None:
+        self.way = self._way()
 
-    def _guidance(self) -> Guidance:
+    def give(self, prompt: Prompt, new: int, *, is_plain: bool = False) -> None:
+        """The next prompt, to which there will be `new` tokens; a plain one is read as it stands, without templates. Raises
+        `UserError` for one that a guide has no room for."""
+        encoded = [encode(prompt, new, is_plain) for _, encode in self._given]
+        for (reader, _), ids in zip(self._given, encoded, strict=True):
+            reader.prompts.append(ids)
+        self.prompts.append(prompt)
+
+    def _way(self) -> Companion:
         entry = self.policy.entry
         match entry:
             case DecodeARGS():
@@ -73,9 +78,12 @@ class Guided:
                 return Guidance(
                     [(guide, entry.strength)], entry.candidates, standardised=entry.standardise, observer=self.observer
                 )
-            case DecodeControlled():
+            case DecodeControlled(block=None):
                 guides = [(guide, entry.strength * weight) for guide, weight in self._weighed("scorers")]
                 return Guidance(guides, observer=self.observer)
+            case DecodeControlled(block=int(block), samples=int(branches)):
+                scorers = [(self._block_scorer(one), weight) for one, weight in self._artifacts("scorers")]
+                return Blockwise(scorers, block, branches, self.observer)
             case DecodeGenARM():
                 guides = [(guide, entry.strength * weight) for guide, weight in self._weighed("guides")]
                 return Guidance(guides, normalised=entry.official_code, observer=self.observer)
@@ -86,11 +94,12 @@ class Guided:
                 guides = list(self._weighed("policies"))
                 weight = 1 - sum(weight for _, weight in guides)
                 return Guidance(guides, policy_weight=weight, observer=self.observer)
+            case DecodeCARDS():
+                segments = Segments(
+                    entry.target, entry.alpha, entry.beta, entry.entropy, entry.shortest, entry.longest, entry.tries
+                )
+                return self._judge(self.policy.one("reward"), segments)
         raise AssertionError(f"{self.policy.name} has no guides")
-
-    def _block_scorers(self) -> Scorers:
-        scorers = [(self._block_scorer(one), weight) for one, weight in self._artifacts("scorers")]
-        return Scorers(scorers, self.observer)
 
     def _artifacts(self, slot: str) -> Iterator[tuple[Artifact, float]]:
         weights: dict[str, float] = self.policy.fields[slot]
@@ -104,10 +113,8 @@ class Guided:
         if artifact.produces == "prefix scorer":
             loaded, head = self.models.prefix_scorer(artifact)
             reader = self._reader(artifact, hidden_states(loaded.model), loaded.model, loaded.tokenizer)
-            if head.each is None:
-                return PrefixBlocks(reader, head.of_tokens)
-            whole, reader.prompts = reader.prompts, [prompt[:-1] for prompt in reader.prompts]
-            return PrefixBlocks(reader, head.of_tokens, [prompt[-1] for prompt in whole])
+            reader.lag = 0 if head.each is None else 1
+            return PrefixBlocks(reader, head.of_tokens)
         return self._texts(artifact)
 
     def _texts(self, artifact: Artifact) -> BlockScorer:
@@ -130,11 +137,12 @@ class Guided:
     def _prefixes(self, artifact: Artifact) -> Guide:
         return self._scorer(artifact) if artifact.produces == "prefix scorer" else Prefixes(*self._growing(artifact))
 
-    def _judge(self, artifact: Artifact) -> Judge:
+    def _judge(self, artifact: Artifact, segments: Segments) -> Judge:
         if artifact.produces != "prefix scorer":
-            return Judge(*self._growing(artifact), observer=self.observer)
+            reader, tail = self._growing(artifact)
+            return Judge(reader, segments, tail, self.observer)
         (reader,) = self._scorer(artifact).readers
-        return Judge(reader, observer=self.observer)
+        return Judge(reader, segments, observer=self.observer)
 
     def _growing(self, artifact: Artifact) -> tuple[Reader, list[int]]:
         """A reward model that reads an answer as it grows, and what its template writes behind the end of one."""
@@ -142,7 +150,7 @@ class Guided:
         if not _reads_as_it_grows(model):
             raise UserError(f"`{artifact.name}` reads whole texts, not a text as it grows; name a causal reward model")
         reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer)
-        return reader, behind_the_end(tokenizer, self.prompts[0].messages)
+        return reader, behind_the_end(tokenizer, ANY_DIALOGUE)
 
     def _rollouts(self, look_ahead: int) -> Guide:
         artifact = self.policy.one("baseline")
@@ -156,8 +164,8 @@ class Guided:
             model, tokenizer, label = self.models.reward_model(artifact)
             if _reads_as_it_grows(model) and difference(self.base.tokenizer.get_vocab(), tokenizer.get_vocab()) is None:
                 reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer)
-                asked = self.prompts[0].messages
-                finish = [encode_answer(tokenizer, asked, ANY_ANSWER)[-1], *behind_the_end(tokenizer, asked)]
+                end = encode_answer(tokenizer, ANY_DIALOGUE, ANY_ANSWER)[-1]
+                finish = [end, *behind_the_end(tokenizer, ANY_DIALOGUE)]
                 return PrefixBlocks(reader, lambda rewards, tokens: rewards, finish=finish)
         return self._texts(artifact)
 
@@ -170,12 +178,22 @@ class Guided:
         name = artifact.name
         if (told := difference(self.base.tokenizer.get_vocab(), tokenizer.get_vocab())) is not None:
             raise UserError(f"`{name}` cannot guide `{self.policy.one('from').name}`: {told}")
-        encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in self.prompts]
-        try:
-            check_room(model, range(1, len(encoded) + 1), encoded, self.max_new_tokens)
-        except ValueError as error:
-            raise UserError(f"`{name}`: {error}") from None
-        return Reader(output, encoded, torch.device(model.device))
+        reader = Reader(output, [], torch.device(model.device))
+
+        def encode(prompt: Prompt, new: int, is_plain: bool) -> list[int]:
+            encoded = (
+                encode_plain(tokenizer, prompt.messages[-1]["content"])
+                if is_plain
+                else encode_prompt(tokenizer, prompt.messages)
+            )
+            try:
+                check_room(model, [len(self.prompts) + 1], [encoded], new)
+            except ValueError as error:
+                raise UserError(f"`{name}`: {error}") from None
+            return encoded
+
+        self._given.append((reader, encode))
+        return reader
 
 
 def _reads_as_it_grows(classifier: Any) -> bool:
@@ -192,7 +210,7 @@ def prefix_rewards(classifier: Any, label: int = -1) -> Output:
     bf16 = next(classifier.parameters()).dtype == torch.bfloat16
 
     def output(keep: Tensor | None = None, **inputs: Any) -> Tensor:
-        with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=bf16):
+        with grouped_heads(classifier), torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=bf16):
             found: Tensor = head(_kept(body(**inputs).last_hidden_state, keep)).float()
         return found[..., 0] if label < 0 else found.log_softmax(-1)[..., label]
 
@@ -214,7 +232,12 @@ def prefix_values(model: Any, head: PrefixHead) -> Output:
 def hidden_states(model: Any) -> Output:
     """The last hidden states [rows, L, width] of a causal language model's body."""
     body = _body(model)
-    return lambda keep=None, **inputs: _kept(body(**inputs).last_hidden_state, keep)
+
+    def output(keep: Tensor | None = None, **inputs: Any) -> Tensor:
+        with grouped_heads(model):
+            return _kept(body(**inputs).last_hidden_state, keep)
+
+    return output
 
 
 def _kept(hidden: Tensor, keep: Tensor | None) -> Tensor:

@@ -20,6 +20,9 @@ UNIFORMITY = "uniformity.json"
 
 
 def prompts_of(job: Job, slot: str) -> list[Prompt]:
+    """The prompts of a data set; those of preference pairs each once."""
+    if job.one(slot).produces == "preference pairs":
+        return list({prompt.id: prompt for prompt in (Prompt(pair.prompt) for pair in pairs_of(job, slot))}.values())
     return list(_rows(job, slot))
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tasks.attention import grouped_heads
 from tasks.slot_cache import Prefill, SlotCache, prefill
 
 # New tokens the cache has room for at first; it doubles when samples turn out longer.
@@ -38,10 +39,11 @@ def next_token_logits(model: Any) -> Output:
     """A causal language model: the logits [rows, L, vocabulary] of the token that follows."""
 
     def output(keep: Tensor | None = None, **inputs: Any) -> Tensor:
+        kept = {} if keep is None else {"logits_to_keep": keep}
+        with grouped_heads(model):
+            found: Tensor = model(**inputs, **kept).logits
         if keep is None:
-            found: Tensor = model(**inputs).logits
             return found
-        found = model(**inputs, logits_to_keep=keep).logits
         # A model that does not know `logits_to_keep` returns every position.
         return found if found.shape[1] == len(keep) else found[:, keep]
 
@@ -53,11 +55,13 @@ class Reader:
     """See the module. `start` comes first; rows 0 to `rows` - 1 are the live ones."""
 
     output: Output
-    prompts: Sequence[Sequence[int]]
+    prompts: list[Sequence[int]]
     device: torch.device
     on_rows: Callable[[Sequence[int]], None] | None = None
     """Hears before each forward pass which prompt is in each of its rows."""
     count: Positions = field(default_factory=Positions)
+    lag: int = 0
+    """The last tokens of a prompt that are not read with it."""
     cache: SlotCache = field(init=False)
     lengths: Tensor = field(init=False)
     """[slots]: the tokens that each row has read."""
@@ -70,7 +74,7 @@ class Reader:
         return len(self._seated)
 
     def start(self, slots: int, new: int) -> None:
-        """Room for `slots` rows of a prompt and `new` tokens."""
+        """Room for `slots` rows of a prompt and `new` tokens; it grows where later prompts are longer."""
         longest = max(map(len, self.prompts), default=0)
         self.cache = SlotCache(slots, room=longest + min(new, FIRST_ROOM), most=longest + new, device=self.device)
         self.lengths = torch.zeros(slots, dtype=torch.long, device=self.device)
@@ -80,7 +84,7 @@ class Reader:
         """The prompts `which` read once, for any number of rows."""
         if self.on_rows is not None:
             self.on_rows(which)
-        prompts = [self.prompts[prompt] for prompt in which]
+        prompts = [self._read(prompt) for prompt in which]
         real = sum(map(len, prompts))
         self.count.prefill += real
         self.count.padding += len(prompts) * max(map(len, prompts)) - real
@@ -89,13 +93,17 @@ class Reader:
     def seat(self, started: Prefill, rows: Sequence[int], which: Sequence[int]) -> Tensor:
         """New rows with what `rows` of a prefill hold, of the prompts `which`; returns what the model gave at their ends."""
         slots = range(self.rows, self.rows + len(rows))
-        lengths = [len(self.prompts[prompt]) for prompt in which]
+        lengths = [len(self._read(prompt)) for prompt in which]
         self.cache.fill(slots, started.cache, rows)
         self.lengths[slots.start : slots.stop] = torch.tensor(lengths, device=self.device)
         self._seated += which
         self._lengths += lengths
         self.cache.rows = self.rows
         return started.last[list(rows)]
+
+    def _read(self, prompt: int) -> Sequence[int]:
+        whole = self.prompts[prompt]
+        return whole[: len(whole) - self.lag]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Every row reads one token [rows]; what the model gives there [rows, ...]."""

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tasks.blocks import BlockScorer
 from tasks.branches import Branches, grow
-from tasks.guidance import Now
 from tasks.reader import Reader
 from tasks.slot_cache import Prefill
+from tasks.tokens import Now
 
 
 @dataclass

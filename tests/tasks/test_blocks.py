@@ -10,10 +10,11 @@ import torch
 from guided import CPU, ENDS, ITS_PROMPTS, PROMPTS, llama, logits_after, reward_model, reward_of
 
 from registry.methods.draws import inverse_cdf, uniforms
-from tasks.blocks import PrefixBlocks, Scorers, TextBlocks, sample_by_blocks
+from tasks.batch import Sample
+from tasks.blocks import Blockwise, PrefixBlocks, TextBlocks
 from tasks.guides import prefix_rewards
 from tasks.reader import Positions, Reader, next_token_logits
-from tasks.sampler import Sample, sample
+from tasks.sampler import sample
 
 KEYS = [str(prompt) for prompt in PROMPTS]
 OPTIONS: dict[str, Any] = {"keys": KEYS, "samples": 2, "max_new_tokens": 12, "seed": 11, "eos_ids": ENDS}
@@ -32,9 +33,7 @@ def by_text() -> TextBlocks:
 
 
 def run(*scorers: tuple[Any, float], block: int = 4, branches: int = 3, **changes: Any) -> list[list[Sample]]:
-    return sample_by_blocks(
-        llama(0), PROMPTS, scorers=Scorers(scorers), block=block, branches=branches, **OPTIONS | changes
-    )
+    return sample(llama(0), PROMPTS, guidance=Blockwise(scorers, block, branches), **OPTIONS | changes)
 
 
 def drawn_by_hand(base: Any, prompt: int, kept: list[int], number: int, many: int) -> list[int]:
@@ -66,9 +65,8 @@ def test_every_block_is_the_best_of_its_branches_read_from_scratch(block: int) -
 def test_a_scorer_that_values_a_token_before_reading_it_stays_one_token_behind() -> None:
     base, guide = llama(0), llama(2)
     lagging = PrefixBlocks(
-        Reader(next_token_logits(guide), [its[:-1] for its in ITS_PROMPTS], CPU),
+        Reader(next_token_logits(guide), list(ITS_PROMPTS), CPU, lag=1),
         lambda logits, tokens: logits.gather(2, tokens[..., None])[..., 0],
-        [its[-1] for its in ITS_PROMPTS],
     )
     found = run((lagging, 1.0))
     for prompt, its in enumerate(ITS_PROMPTS):
@@ -123,6 +121,5 @@ def test_a_branch_that_has_ended_is_fed_no_further() -> None:
     count = Positions()
     prompts, keys = PROMPTS[:1], KEYS[:1]
     options = OPTIONS | {"keys": keys, "samples": 1, "eos_ids": range(37)}
-    scorers = Scorers([(by_text(), 1.0)])
-    found = sample_by_blocks(llama(0), prompts, scorers=scorers, block=4, branches=3, count=count, **options)
+    found = sample(llama(0), prompts, guidance=Blockwise([(by_text(), 1.0)], 4, 3), count=count, **options)
     assert len(found[0][0].ids) == 1 and count.decode == 0

@@ -11,11 +11,11 @@ from guided import CPU, ENDS, ITS_PROMPTS, PROMPTS, TAIL, llama, logits_after, r
 
 from registry.methods.cards import acceptance, entropy, threshold
 from registry.methods.draws import inverse_cdf, uniforms
-from tasks.batch import NotFinite
-from tasks.cards import Judge, Segments, sample_by_segments
+from tasks.batch import NotFinite, Sample
+from tasks.cards import Judge, Segments
 from tasks.guides import prefix_rewards
 from tasks.reader import Positions, Reader
-from tasks.sampler import Sample, sample
+from tasks.sampler import sample
 
 KEYS = [str(prompt) for prompt in PROMPTS]
 OPTIONS: dict[str, Any] = {"keys": KEYS, "samples": 2, "max_new_tokens": 12, "seed": 11, "eos_ids": ENDS}
@@ -23,13 +23,12 @@ OPTIONS: dict[str, Any] = {"keys": KEYS, "samples": 2, "max_new_tokens": 12, "se
 SEGMENTS = Segments(target=2.0, beta=1.0, entropy=2.0, shortest=2, longest=5, tries=4)
 
 
-def judge() -> Judge:
-    return Judge(Reader(prefix_rewards(reward_model(1)), ITS_PROMPTS, CPU), TAIL)
+def judging(segments: Segments = SEGMENTS, model: Any = None) -> Judge:
+    return Judge(Reader(prefix_rewards(model or reward_model(1)), list(ITS_PROMPTS), CPU), segments, TAIL)
 
 
-def run(segments: Segments = SEGMENTS, judge: Judge | None = None, **changes: Any) -> list[list[Sample]]:
-    judged = judge or globals()["judge"]()
-    return sample_by_segments(llama(0), PROMPTS, judge=judged, segments=segments, **OPTIONS | changes)
+def run(judge: Judge | None = None, **changes: Any) -> list[list[Sample]]:
+    return sample(llama(0), PROMPTS, guidance=judge or judging(), **OPTIONS | changes)
 
 
 @torch.inference_mode()
@@ -69,7 +68,7 @@ def by_hand(prompt: int, number: int, rule: Segments, refusals: list[int]) -> li
 @pytest.mark.parametrize("target", [2.0, 40.0])
 def test_segments_are_drawn_until_the_reward_model_accepts_them(target: float) -> None:
     rule = Segments(target=target, beta=1.0, entropy=2.0, shortest=2, longest=5, tries=4)
-    found, refusals = run(rule), list[int]()
+    found, refusals = run(judging(rule)), list[int]()
     for prompt in range(len(PROMPTS)):
         for number in range(2):
             assert list(found[prompt][number].ids) == by_hand(prompt, number, rule, refusals)
@@ -77,7 +76,7 @@ def test_segments_are_drawn_until_the_reward_model_accepts_them(target: float) -
 
 
 def test_a_policy_of_which_nothing_is_refused_is_itself() -> None:
-    assert run(Segments(target=-1e6)) == sample(llama(0), PROMPTS, **OPTIONS)
+    assert run(judging(Segments(target=-1e6))) == sample(llama(0), PROMPTS, **OPTIONS)
 
 
 def test_neither_the_batch_nor_the_order_of_prompts_changes_an_answer() -> None:
@@ -87,12 +86,12 @@ def test_neither_the_batch_nor_the_order_of_prompts_changes_an_answer() -> None:
 
 
 def test_no_token_is_read_twice_and_none_is_over_the_limit() -> None:
-    count, judging = Positions(), judge()
-    found = run(judge=judging, count=count, eos_ids=[], samples=1, rows=1)
+    count, judge = Positions(), judging()
+    found = run(judge, count=count, eos_ids=[], samples=1, rows=1)
     assert all(len(s.ids) == 12 for row in found for s in row)
-    assert count.prefill == sum(map(len, PROMPTS)) and judging.reader.count.prefill == sum(map(len, ITS_PROMPTS))
+    assert count.prefill == sum(map(len, PROMPTS)) and judge.reader.count.prefill == sum(map(len, ITS_PROMPTS))
     # Every token that was drawn is read once by each; where all tries of a segment failed, the best of them once more.
-    assert judging.reader.count.decode == count.decode
+    assert judge.reader.count.decode == count.decode
     assert count.decode > 12 * len(PROMPTS)
 
 
@@ -100,7 +99,7 @@ def test_a_reward_that_is_no_number_is_refused_and_not_taken_for_accepted() -> N
     broken = reward_model(1)
     broken.score.weight.data.fill_(torch.nan)
     with pytest.raises(NotFinite, match="not finite"):
-        run(judge=Judge(Reader(prefix_rewards(broken), ITS_PROMPTS, CPU), TAIL))
+        run(judging(model=broken))
 
 
 def test_the_threshold_rises_from_between_prompt_and_target_to_the_target() -> None:

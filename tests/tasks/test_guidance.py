@@ -9,10 +9,11 @@ import torch
 from guided import CPU, ENDS, ITS_PROMPTS, PROMPTS, TAIL, VOCABULARY, llama, logits_after, reward_model, reward_of
 
 from registry.methods.draws import inverse_cdf, uniforms
+from tasks.batch import Sample
 from tasks.guidance import Guidance, NextTokens, Prefixes
 from tasks.guides import prefix_rewards
 from tasks.reader import Reader, next_token_logits
-from tasks.sampler import Sample, sample
+from tasks.sampler import sample
 
 
 def by_prefix(model: Any, tail: list[int] = TAIL) -> Prefixes:

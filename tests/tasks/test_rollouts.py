@@ -9,12 +9,13 @@ import torch
 from guided import CPU, ENDS, ITS_PROMPTS, PROMPTS, TAIL, llama, logits_after, reward_model, reward_of
 
 from registry.methods.draws import inverse_cdf, uniforms
+from tasks.batch import Sample
 from tasks.blocks import PrefixBlocks
 from tasks.guidance import Guidance
 from tasks.guides import prefix_rewards
 from tasks.reader import Positions, Reader, next_token_logits
 from tasks.rollouts import Rollouts
-from tasks.sampler import Sample, sample
+from tasks.sampler import sample
 
 KEYS = [str(prompt) for prompt in PROMPTS]
 FINISH = [ENDS[0], *TAIL]

@@ -16,8 +16,9 @@ from transformers.pytorch_utils import Conv1D
 from registry.beside import fold
 from registry.methods.soup import Factor, delta
 from specs.spread import simplex
+from tasks.batch import Sample
 from tasks.row_lora import install
-from tasks.sampler import Sample, sample
+from tasks.sampler import sample
 
 VOCABULARY = 61
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

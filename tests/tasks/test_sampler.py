@@ -13,8 +13,9 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from registry.methods.draws import inverse_cdf, uniforms
+from tasks.batch import Sample
 from tasks.reader import Positions
-from tasks.sampler import Sample, sample
+from tasks.sampler import sample
 
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "models" / "stories260K"
 VOCABULARY = 61

@@ -1,0 +1,292 @@
+"""`alignflow serve`: policies behind OpenAI's interface, asked by its own client."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import stages
+import tiny
+import uvicorn
+from asked import Asked as Answers
+from command import told
+
+from flows import serving
+from registry.rows import Prompt
+from tasks.live import Live
+
+STUDY = """\
+models: {base: {source: ./model, precision: fp32}}
+data: {pairs: {source: ./pairs.jsonl, format: preference}}
+rewards:
+  words: {kind: length}
+  classes: {kind: classifier, source: ./classes, precision: fp32}
+stages:
+  greedy: {do: decode, method: greedy, from: base}
+  best: {do: decode, method: best_of_n, from: base, reward: words, n: 4}
+  args: {do: decode, method: args, from: base, reward: classes, candidates: 5, strength: 40.0}
+  blocks: {do: decode, method: controlled_decoding, from: base, scorers: {words: 1.0}, block: 3, samples: 4}
+  cards: {do: decode, method: cards, from: base, reward: classes, target: 4.0, shortest: 2, longest: 4, tries: 3}
+  rm: {do: reward_model, from: base, data: pairs}
+"""
+POLICIES = ["base", "greedy", "best", "args", "blocks", "cards"]
+KEY = "a key of some length"
+
+
+class Serving:
+    def __init__(self, folder: Path, api_key: str | None = None) -> None:
+        tiny.language_model(folder / "model")
+        tiny.classifier(folder / "classes", initializer_range=1.0)
+        tiny.write_lines(folder / "pairs.jsonl", tiny.TEN)
+        self.view = stages.study(folder, STUDY)
+        artifacts = {name: self.view.artifact(name) for name in POLICIES}
+        self.live = Live(artifacts, rows=8, max_new_tokens=400)
+        self.live.load()
+        self.live.start()
+        place = serving._bound("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{place.getsockname()[1]}/v1"
+        app = serving.application(self.live, api_key=api_key)
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [place]}, daemon=True)
+        self.thread.start()
+
+    def client(self, key: str = KEY) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=60)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+        self.live.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    serving = Serving(tmp_path_factory.mktemp("served"))
+    yield serving
+    serving.stop()
+
+
+@pytest.fixture
+def client(served: Serving) -> openai.OpenAI:
+    return served.client()
+
+
+def user(text: str) -> Any:
+    return [{"role": "user", "content": text}]
+
+
+def asked(client: openai.OpenAI, model: str, text: str = "Why?", **options: Any) -> Any:
+    return client.chat.completions.create(model=model, messages=user(text), **{"max_tokens": 10, "seed": 5} | options)
+
+
+def test_the_policies_are_the_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == POLICIES
+    assert client.models.retrieve("args").id == "args"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_answers_as_it_does_anywhere(served: Serving, client: openai.OpenAI, policy: str) -> None:
+    expected = Answers(served.view, policy, prompts=[Prompt(tuple(user("Why?")))], samples=2)
+    answer = asked(client, policy, n=2)
+    assert [choice.message.content for choice in answer.choices] == expected[policy][0]
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    for choice, one in zip(answer.choices, expected.answers[policy][0], strict=True):
+        assert choice.finish_reason == ("stop" if one.finished else "length")
+    assert answer.usage.prompt_tokens == 7 and answer.usage.total_tokens == 7 + answer.usage.completion_tokens
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_stream_is_the_same_answer_in_pieces(client: openai.OpenAI, policy: str) -> None:
+    whole = asked(client, policy, n=2, max_tokens=20)
+    pieces: list[list[str]] = [[], []]
+    reasons: dict[int, str] = {}
+    used = None
+    for chunk in asked(client, policy, n=2, max_tokens=20, stream=True, stream_options={"include_usage": True}):
+        used = chunk.usage
+        for choice in chunk.choices:
+            pieces[choice.index].append(choice.delta.content or "")
+            reasons |= {choice.index: choice.finish_reason} if choice.finish_reason else {}
+    assert ["".join(some) for some in pieces] == [choice.message.content for choice in whole.choices]
+    assert [reasons[0], reasons[1]] == [choice.finish_reason for choice in whole.choices]
+    assert used == whole.usage
+    if policy == "base":
+        assert max(map(len, pieces)) > 4
+
+
+def test_a_text_is_gone_on_from_as_it_stands(served: Serving, client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="greedy", prompt=["Why", "Where to"], max_tokens=6)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    again = client.completions.create(model="greedy", prompt="Where to", max_tokens=6)
+    assert again.choices[0].text == answer.choices[1].text
+    assert again.usage is not None and again.usage.prompt_tokens == len("Where to")
+    guided = client.completions.create(model="args", prompt="Where to", max_tokens=6)
+    assert guided.choices[0].text != again.choices[0].text
+    streamed = client.completions.create(model="greedy", prompt="Where to", max_tokens=6, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == again.choices[0].text
+
+
+def test_temperature_and_nucleus_are_in_place_of_the_rules_own(client: openai.OpenAI) -> None:
+    greedy = asked(client, "greedy").choices[0].message.content
+    assert asked(client, "base", temperature=0).choices[0].message.content == greedy
+    assert asked(client, "base", top_p=1e-6).choices[0].message.content == greedy
+    assert asked(client, "greedy", temperature=1.0).choices[0].message.content != greedy
+
+
+def test_a_seed_gives_its_answer_again_and_none_gives_others(client: openai.OpenAI) -> None:
+    one, again = (asked(client, "base").choices[0].message.content for _ in range(2))
+    others = {asked(client, "base", seed=None).choices[0].message.content for _ in range(3)}
+    assert one == again and len(others) > 1
+
+
+def test_an_answer_ends_before_a_stop_and_a_stream_shows_none_of_it(client: openai.OpenAI) -> None:
+    whole = asked(client, "base", max_tokens=40).choices[0].message.content
+    stop = whole[4:7]
+    cut = asked(client, "base", max_tokens=40, stop=[stop, "never said"]).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (whole[: whole.index(stop)], "stop")
+    chunks = asked(client, "base", max_tokens=40, stop=stop, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == cut.message.content
+
+
+def test_thirty_two_clients_at_once_get_the_answers_that_each_gets_alone(client: openai.OpenAI) -> None:
+    def one(number: int) -> str:
+        model = POLICIES[number % len(POLICIES)]
+        content: str = (
+            asked(client, model, f"Question {number}?", max_tokens=12, seed=number).choices[0].message.content
+        )
+        return content
+
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(one, range(32)))
+    assert together == [one(number) for number in range(32)]
+
+
+def test_requests_that_come_together_share_a_batch(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.tokens import Tokens
+
+    rows: list[int] = []
+    step = Tokens.step
+    monkeypatch.setattr(Tokens, "step", lambda self: (rows.append(len(self.batch.seats)), step(self))[1])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: asked(served.client(), "base", f"{n}", max_tokens=200, seed=n), range(4)))
+    assert max(rows) >= 3 and len(rows) < 4 * 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_rows(served: Serving, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    from tasks.tokens import Tokens
+
+    rows: list[int] = []
+    step = Tokens.step
+
+    def slowly(self: Any) -> Any:
+        time.sleep(0.05)
+        rows.append(len(self.batch.seats))
+        return step(self)
+
+    monkeypatch.setattr(Tokens, "step", slowly)
+    if stream:
+        chunks = asked(served.client(), "base", n=8, max_tokens=400, stop="\0", stream=True)
+        next(iter(chunks))
+        chunks.response.close()
+    else:
+        with pytest.raises(openai.APITimeoutError):
+            asked(served.client().with_options(timeout=0.5), "base", n=8, max_tokens=400)
+    time.sleep(1.5)
+    done = len(rows)
+    time.sleep(0.5)
+    assert len(rows) == done < 100
+    assert asked(served.client(), "base").choices[0].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "words"),
+    [
+        ({"max_tokens": 401}, "max_tokens", "an answer has at most 400 tokens here"),
+        ({"temperature": -1}, "temperature", "temperature: Input should be greater than or equal to 0"),
+        ({"n": 0}, "n", "n: Input should be greater than or equal to 1"),
+        ({"logprobs": True}, None, "`logprobs` is not supported: leave it out"),
+        ({"tools": [{"type": "function"}]}, None, "`tools` is not supported: leave it out"),
+        ({"extra_body": {"smaples": 2}}, "smaples", "`smaples` is no parameter of this interface"),
+        ({"messages": [{"role": "assistant", "content": "Hm."}]}, "messages", "the last message is to be the user's"),
+        ({"messages": []}, "messages", "messages: List should have at least 1 item"),
+    ],
+)
+def test_a_bad_request_gets_an_error_of_the_interface(
+    client: openai.OpenAI, options: dict[str, Any], param: str | None, words: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{"model": "base", "messages": user("Why?")} | options)
+    problem = caught.value.body
+    assert isinstance(problem, dict) and words in problem["message"]
+    assert (problem["type"], problem["param"]) == ("invalid_request_error", param)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_prompt_that_leaves_no_room_is_told_before_a_stream_begins(client: openai.OpenAI, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError, match="more than the model's 512 positions"):
+        asked(client, "base", "a" * 600, stream=stream)
+    with pytest.raises(openai.BadRequestError, match="more than the model's 512 positions"):
+        asked(client, "args", "a" * 600, stream=stream)
+
+
+def test_a_model_that_is_not_there_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="there is no model `arsg`; did you mean `args`"):
+        asked(client, "arsg")
+    with pytest.raises(openai.NotFoundError, match="Not Found"):
+        client.embeddings.create(model="base", input="a")
+
+
+def test_a_key_is_asked_for_where_there_is_one(tmp_path: Path) -> None:
+    serving = Serving(tmp_path, api_key=KEY)
+    try:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            serving.client("another").models.list()
+        assert isinstance(caught.value.body, dict) and caught.value.body["code"] == "invalid_api_key"
+        assert [model.id for model in serving.client().models.list()] == POLICIES
+    finally:
+        serving.stop()
+
+
+def test_logits_that_are_no_numbers_fail_the_request_and_not_the_server(
+    served: Serving, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import tokens
+
+    real = tokens.inverse_cdf
+    monkeypatch.setattr(tokens, "inverse_cdf", lambda logits, u, **rule: real(logits, u, **rule) * 0 - 1)
+    with pytest.raises(openai.InternalServerError, match="`base` gave logits that are no numbers"):
+        asked(client, "base")
+    monkeypatch.undo()
+    assert asked(client, "base").choices[0].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--policy", "bset"], "`bset` is not a policy of this study; did you mean `best`?"),
+        (["--policy", "args2"], "`args2` is not a policy of this study; did you mean `args`?"),
+        (["--policy", "base", "--host", "0.0.0.0"], "--host 0.0.0.0 is open to others; give an --api-key"),
+        (["--policy", "base", "--port", "TAKEN"], "cannot be served at: Address already in use; name another"),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_a_line(
+    served: Serving,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    folder = served.view.folder
+    (tmp_path / "study.yaml").write_text("version: 1\nname: served\n" + STUDY.replace("./", f"{folder}/"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
+    taken = served.url.split(":")[2].removesuffix("/v1")
+    status, _, err = told(capsys, "serve", "study.yaml", *(taken if a == "TAKEN" else a for a in arguments))
+    assert status == 2 and len(err) == 1 and words in err[0]
