@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from flows import silence
 from registry.artifacts import Artifact
+from registry.bases import Bases
 from registry.rows import Prompt
 from specs.data import Data
 from specs.problems import UserError, did_you_mean, listed
@@ -103,7 +104,7 @@ class Asking:
         self.seed = view.study.seed if seed is None else seed
         self.execution = view.study.execution
         self.log = Log(lambda event: None)
-        self.models = Models(self.execution.rows)
+        self.models = Models(self.execution.rows, Bases() if rule_of(self.policy).guided else None)
         self.scores = Scores(self.execution, self.log)
         self.trace = Trace(view, self.policy, self.models) if trace else None
 

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from registry.artifacts import WEIGHTS, Artifact, bottom
+from registry.bases import Bases
 from registry.beside import fold, lay
 from registry.dialogue_text import set_template
 from registry.four_bits import hold, is_rounded, rounded
@@ -98,22 +99,28 @@ def load_tokenizer(artifact: Artifact) -> Any:
 
 
 def load_language_model(
-    artifact: Artifact, *, precision: str | None = None, four_bits: Literal["held", "rounded"] | None = None
+    artifact: Artifact,
+    *,
+    precision: str | None = None,
+    four_bits: Literal["held", "rounded"] | None = None,
+    bases: Bases | None = None,
 ) -> LanguageModel:
     """The model on the device, in evaluation mode, in the precision its source names (or in `precision`), and what its
-    adapters have learnt in its weights (fp32) or beside them (bf16). The weights below the adapters are held in four bits
-    or rounded to those where `four_bits` asks for it, and rounded where an adapter was trained so."""
+    adapters have learnt in its weights (fp32) or beside them (bf16, and where the weights are shared by way of `bases`).
+    The weights below the adapters are held in four bits or rounded to those where `four_bits` asks for it, and rounded
+    where an adapter was trained so."""
     resolved = precision or own_precision(artifact)
     below = bottom(artifact)
     update = expert_of(artifact, below).update
     tokenizer = load_tokenizer(below)
     if four_bits is None and not is_rounded(artifact):
-        model = _load_weights(below, resolved).to(device())
+        load = lambda: _load_weights(below, resolved).to(device())  # noqa: E731
+        model = load() if bases is None else bases.of(below.fingerprint, resolved, load)
     elif four_bits == "held":
         model = hold(_load_weights(below, own_precision(artifact))).to(device())
     else:
         model = rounded(_load_weights(below, own_precision(artifact))).to(device(), DTYPES[resolved])
-    if resolved == "fp32" and four_bits != "held":
+    if resolved == "fp32" and four_bits != "held" and bases is None:
         fold(model, update)
     else:
         lay(model, update)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from registry.artifacts import Artifact
+from registry.bases import Bases
 from registry.language_models import LanguageModel, load_language_model
 
 HEAD = "head.safetensors"
@@ -56,10 +57,10 @@ def save_head(head: PrefixHead, folder: Path, state: Mapping[str, Tensor] | None
     (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
 
-def load_prefix_scorer(artifact: Artifact) -> tuple[LanguageModel, PrefixHead]:
+def load_prefix_scorer(artifact: Artifact, bases: Bases | None = None) -> tuple[LanguageModel, PrefixHead]:
     """The language model whose body reads the prefix, and the head."""
     assert artifact.folder is not None
-    loaded = load_language_model(artifact)
+    loaded = load_language_model(artifact, bases=bases)
     weights = load_file(artifact.folder / HEAD)
     settings = json.loads((artifact.folder / SETTINGS).read_bytes())
     vocabulary, width = weights["each"].shape if "each" in weights else (0, len(weights["shared"]))

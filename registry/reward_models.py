@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from registry.artifacts import ADAPTER, WEIGHTS, Artifact
+from registry.bases import Bases
 from registry.dialogue_text import Message, cut_left, encode_dialogue, shown
 from registry.four_bits import is_rounded
 from registry.language_models import (
@@ -68,9 +69,11 @@ def with_score_head(causal: Any, seed: int) -> Any:
     return classifier
 
 
-def load_reward_model(artifact: Artifact, *, precision: str | None = None) -> tuple[Any, Any]:
+def load_reward_model(
+    artifact: Artifact, *, precision: str | None = None, bases: Bases | None = None
+) -> tuple[Any, Any]:
     """A trained reward model and its tokenizer, in its own precision (or in `precision`). In fp32 its adapter is in the
-    weights, else beside them."""
+    weights unless those are shared by way of `bases`, else beside them."""
     assert artifact.folder is not None
     resolved = precision or own_precision(artifact)
     if (artifact.folder / WEIGHTS).is_dir():
@@ -84,9 +87,9 @@ def load_reward_model(artifact: Artifact, *, precision: str | None = None) -> tu
         from peft import PeftModel
 
         four_bits: Any = "rounded" if is_rounded(artifact) else None
-        below = load_language_model(artifact.start, precision=resolved, four_bits=four_bits).model
+        below = load_language_model(artifact.start, precision=resolved, four_bits=four_bits, bases=bases).model
         model = PeftModel.from_pretrained(with_score_head(below, 0), str(artifact.folder / ADAPTER))
-        if resolved == "fp32":
+        if resolved == "fp32" and bases is None:
             model = model.merge_and_unload()
     return model.to(device()).eval(), load_tokenizer(artifact)
 
@@ -159,9 +162,9 @@ def unused_id(rows: Sequence[Sequence[int]], vocabulary: int) -> int:
     return next(i for i in range(vocabulary - 1, -1, -1) if i not in used)
 
 
-def trained_scores(artifact: Artifact, batch: int) -> Score:
+def trained_scores(artifact: Artifact, batch: int, bases: Bases | None = None) -> Score:
     """A trained reward model as a function of prompts and answers."""
-    model, tokenizer = load_reward_model(artifact)
+    model, tokenizer = load_reward_model(artifact, bases=bases)
     return _scores(artifact, model, tokenizer, batch, lambda outputs: outputs[:, 0])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from registry.artifacts import Artifact
+from registry.bases import Bases
 from registry.dialogue_text import Message, shown
 from specs.calibration import Calibrate
 from specs.preference_training import AutoregressiveRewardModel
@@ -18,13 +19,13 @@ Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 """Prompts and answers to one number each."""
 
 
-def scorer(artifact: Artifact, *, batch: int) -> Score:
-    """The scorer of a reward. `batch` rows go through a model at once. Raises `UserError` when it is
-    called and the reward raises, returns too few scores, or one that is not finite."""
-    return _checked(artifact.name, _scorer(artifact, batch))
+def scorer(artifact: Artifact, *, batch: int, bases: Bases | None = None) -> Score:
+    """The scorer of a reward. `batch` rows go through a model at once; its weights may be shared by way of `bases`. Raises
+    `UserError` when it is called and the reward raises, returns too few scores, or one that is not finite."""
+    return _checked(artifact.name, _scorer(artifact, batch, bases))
 
 
-def _scorer(artifact: Artifact, batch: int) -> Score:
+def _scorer(artifact: Artifact, batch: int, bases: Bases | None) -> Score:
     match artifact.entry:
         case Lexicon():
             return _lexicon()
@@ -33,15 +34,15 @@ def _scorer(artifact: Artifact, batch: int) -> Score:
         case PythonReward(target=target):
             return _python(artifact.name, target)
         case Weighted():
-            return _weighted(artifact, batch)
+            return _weighted(artifact, batch, bases)
         case Calibrate():
             from registry.calibration import calibrated_scores
 
-            return calibrated_scores(artifact, scorer(artifact.one("reward"), batch=batch))
+            return calibrated_scores(artifact, scorer(artifact.one("reward"), batch=batch, bases=bases))
         case AutoregressiveRewardModel():
             from registry.autoregressive_rewards import autoregressive_scores
 
-            return autoregressive_scores(artifact, batch)
+            return autoregressive_scores(artifact, batch, bases)
         case Classifier():
             from registry.reward_models import classifier_scores
 
@@ -49,7 +50,7 @@ def _scorer(artifact: Artifact, batch: int) -> Score:
         case _:  # a reward model, or a soup of them
             from registry.reward_models import trained_scores
 
-            return trained_scores(artifact, batch)
+            return trained_scores(artifact, batch, bases)
 
 
 def _lexicon() -> Score:
@@ -59,10 +60,10 @@ def _lexicon() -> Score:
     return lambda prompts, responses: [analyzer.polarity_scores(r)["compound"] for r in responses]
 
 
-def _weighted(artifact: Artifact, batch: int) -> Score:
+def _weighted(artifact: Artifact, batch: int, bases: Bases | None) -> Score:
     weights: dict[str, float] = artifact.fields["of"]
     distinct = {a.fingerprint: a for a in artifact.inputs["of"]}
-    parts = [(weights[mark], scorer(a, batch=batch)) for mark, a in distinct.items()]
+    parts = [(weights[mark], scorer(a, batch=batch, bases=bases)) for mark, a in distinct.items()]
 
     def score(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
         columns = [[weight * x for x in part(prompts, responses)] for weight, part in parts]

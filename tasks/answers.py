@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from registry.artifacts import Artifact
+from registry.bases import Bases
 from registry.dialogue_text import decode_answer, encode_prompt
 from registry.four_bits import is_rounded
 from registry.language_models import context_length
@@ -169,7 +170,7 @@ def draw(
     applied."""
     model, guided = rules[0].model, rules[0].guided
     shared = model.start if rules[0].is_mixed else model
-    models = models or Models(execution.rows)
+    models = models or Models(execution.rows, Bases() if guided else None)
     loaded = models.language_model(shared, "rounded" if is_rounded(model) else None)
     encoded = [encode_prompt(loaded.tokenizer, p.messages) for p in prompts]
     leave_room(model.name, loaded.model, encoded, max_new_tokens)

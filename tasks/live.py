@@ -19,6 +19,7 @@ import torch
 from jinja2 import TemplateError
 
 from registry.artifacts import Artifact
+from registry.bases import Bases
 from registry.dialogue_text import encode_plain, encode_prompt
 from registry.four_bits import is_rounded
 from registry.language_models import device
@@ -99,7 +100,7 @@ class Live(threading.Thread):
     def __init__(self, policies: Mapping[str, Artifact], *, rows: int, max_new_tokens: int) -> None:
         super().__init__(name="decoding", daemon=True)
         self.policies, self.rows, self.max_new_tokens = policies, rows, max_new_tokens
-        self.models = Models(rows)
+        self.models = Models(rows, Bases())
         self._coming: queue.SimpleQueue[_Open | None] = queue.SimpleQueue()
 
     def load(self) -> None:

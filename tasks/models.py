@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from registry.artifacts import Artifact
+from registry.bases import Bases
 from registry.language_models import LanguageModel, load_language_model
 from registry.prefix_scorers import PrefixHead, load_prefix_scorer
 from registry.reward_models import load_classifier, load_reward_model
@@ -22,16 +23,18 @@ class Models:
 
     rows: int
     """The most texts that a reward reads at a time."""
+    bases: Bases | None = None
+    """The weights that adapted models share, where several are held at once."""
     _held: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     def language_model(self, artifact: Artifact, four_bits: Literal["held", "rounded"] | None = None) -> LanguageModel:
         return self._once(
             (artifact.fingerprint, "language model", str(four_bits)),
-            lambda: load_language_model(artifact, four_bits=four_bits),
+            lambda: load_language_model(artifact, four_bits=four_bits, bases=self.bases),
         )
 
     def prefix_scorer(self, artifact: Artifact) -> tuple[LanguageModel, PrefixHead]:
-        return self._once((artifact.fingerprint, "prefix scorer"), lambda: load_prefix_scorer(artifact))
+        return self._once((artifact.fingerprint, "prefix scorer"), lambda: load_prefix_scorer(artifact, self.bases))
 
     def reward_model(self, artifact: Artifact) -> tuple[Any, Any, int]:
         """A sequence classifier, its tokenizer, and the index of the class that is the reward (-1: the only output)."""
@@ -39,13 +42,13 @@ class Models:
         def load() -> tuple[Any, Any, int]:
             if isinstance(artifact.entry, Classifier):
                 return load_classifier(artifact)
-            return (*load_reward_model(artifact), -1)
+            return (*load_reward_model(artifact, bases=self.bases), -1)
 
         return self._once((artifact.fingerprint, "reward model"), load)
 
     def score(self, artifact: Artifact) -> Score:
         """A reward as a function of prompts and answers."""
-        return self._once((artifact.fingerprint, "score"), lambda: scorer(artifact, batch=self.rows))
+        return self._once((artifact.fingerprint, "score"), lambda: scorer(artifact, batch=self.rows, bases=self.bases))
 
     def _once(self, key: tuple[str, ...], load: Callable[[], Loaded]) -> Loaded:
         if key not in self._held:

@@ -8,9 +8,12 @@ import letters
 import pytest
 import stages
 import tiny
+import torch
 from asked import MESSAGES, PROMPTS, Asked
 
+from registry.bases import Bases
 from specs.problems import UserError
+from tasks.models import Models
 
 STUDY = """\
 models:
@@ -149,3 +152,26 @@ def test_a_guide_with_other_tokens_is_refused_with_one_that_differs(view: Any) -
         UserError, match="`foreign` cannot guide `base`: they have different vocabularies: token '<pad>'"
     ):
         Asked(view, "outlandish")
+
+
+def test_what_stands_on_one_base_shares_its_weights_in_memory(view: Any) -> None:
+    """In fp32 too, whose adapters would otherwise be folded in; and nothing is written to what is shared."""
+    models, plain = Models(8, Bases()), Models(8)
+    policy = models.language_model(view.artifact("other")).model
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    loaded = {
+        "arm": models.language_model(view.artifact("arm")).model,
+        "wide": models.prefix_scorer(view.artifact("wide"))[0].model,
+        "rm": models.reward_model(view.artifact("rm"))[0],
+    }
+    own = {tensor.untyped_storage().data_ptr() for tensor in policy.parameters()}
+    for model in loaded.values():
+        weights = [(name, tensor) for name, tensor in model.named_parameters() if tensor.numel() > 2048]
+        assert weights and all(tensor.untyped_storage().data_ptr() in own for _, tensor in weights)
+    ids = torch.tensor([[9, 3, 4, 7]])
+    apart = plain.language_model(view.artifact("arm")).model
+    torch.testing.assert_close(loaded["arm"](input_ids=ids).logits, apart(input_ids=ids).logits)
+    assert not torch.allclose(loaded["arm"](input_ids=ids).logits, policy(input_ids=ids).logits)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+    text = ([PROMPTS[0].messages], ["Because of the lake."])
+    assert models.score(view.artifact("rm"))(*text) == pytest.approx(plain.score(view.artifact("rm"))(*text))
