@@ -59,6 +59,30 @@ def _dots(
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
+def best_of(rows: list[dict[str, Any]]) -> Markup:
+    """Mean reward of the best of n draws against n, with its interval, a panel for each reward."""
+    rewards = list(dict.fromkeys(r["judged_by"] for r in rows))
+    policies = list(dict.fromkeys(r["policy"] for r in rows))
+    figure = Figure(figsize=(4.2 * len(rewards), 2.8), layout="constrained")
+    for axis, reward in zip(figure.subplots(1, len(rewards), squeeze=False)[0], rewards, strict=True):
+        for number, policy in enumerate(policies):
+            some = [r for r in rows if (r["policy"], r["judged_by"]) == (policy, reward)]
+            n, colour = [r["n"] for r in some], COLOURS[number % len(COLOURS)]
+            marker = "os^vDP"[number % 6]
+            axis.plot(n, [r["reward"] for r in some], color=colour, marker=marker, markersize=3, label=policy)
+            ends = ([r[f"reward_{end}"] for r in some] for end in ("low", "high"))
+            axis.fill_between(n, *ends, color=colour, alpha=0.15, linewidth=0)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_title(f"mean reward by {reward}", loc="left")
+        axis.set_xlabel("draws to choose among")
+        axis.grid(color="#d0d7de", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    if len(policies) > 1:
+        axis.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
 def uniformity(values: list[float]) -> Markup:
     """How often the rank of a fresh draw of the reference fell into each tenth, beside what is expected."""
     figure = Figure(figsize=(4.6, 2.4), layout="constrained")

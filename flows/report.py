@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def write_report(view: View) -> Path | None:
         return None
     folder = study_folder(view.home, view.study.name)
     built = {n: [r["fingerprint"], r["provenance"]["finished"]] for n, r in records.items()}
-    state = {"version": 5, "built": built, "nodes": sorted(view.nodes)}
+    state = {"version": 6, "built": built, "nodes": sorted(view.nodes)}
     mark = f"<!-- {hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()} -->"
     path = folder / REPORT
     if path.exists() and path.read_text(encoding="utf-8").startswith(mark):
@@ -52,6 +52,7 @@ def write_report(view: View) -> Path | None:
         figure = intervals(rows, evaluation.reference)
         (folder / f"{name}.svg").write_text(figure, encoding="utf-8")
         sections.append(_evaluation_section(view, name, evaluation, rows, figure))
+        sections += _best_of_section(name, evaluation, folder)
     sections += _calibration_sections(view, records, folder)
     sections += _training_sections(view, records, folder)
     sections.append(_stages_section(view, records))
@@ -117,6 +118,25 @@ def _evaluation_section(
         name, note, figure, _table(columns, cells), f"{name}.csv", f"{name}.csv",
         _table(("prompt", "policy", "response", *evaluation.rewards), shown),
     )  # fmt: skip
+
+
+def _best_of_section(name: str, evaluation: Evaluation, folder: Path) -> Iterator[Markup]:
+    """What policies that choose among draws would be worth with fewer or more of them."""
+    from flows.figures import best_of
+
+    rows = list(evaluation.best_of())
+    if not rows:
+        return
+    _write_csv(folder / f"{name}.best_of.csv", rows)
+    figure = best_of(rows)
+    (folder / f"{name}.best_of.svg").write_text(figure, encoding="utf-8")
+    note = (
+        f"The mean over all ways to choose so many of the {max(r['n'] for r in rows)} draws of a prompt, unbiased for fresh ones; "
+        "the reward of a policy's own rule chooses. Bands are intervals over prompts."
+    )
+    yield Markup("<h3>The best of n draws</h3><p>{}</p>{}<p>Numbers: <a href='{}'>{}</a></p>").format(
+        note, figure, f"{name}.best_of.csv", f"{name}.best_of.csv"
+    )
 
 
 def _calibration_sections(view: View, records: dict[str, Any], folder: Path) -> list[Markup]:

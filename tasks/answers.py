@@ -127,11 +127,13 @@ def answer(
     stream: str = "",
     models: Models | None = None,
     observer: Observer | None = None,
+    candidates: dict[str, list[list[Answer]]] | None = None,
 ) -> list[list[list[Answer]]]:
     """`[policy][prompt][sample]`. One policy is in memory at a time, unless `models` holds them. `stream` names random
-    numbers of one's own, which no other draw shares. `observer` hears of every choice (`tasks.trace`)."""
+    numbers of one's own, which no other draw shares. `observer` hears of every choice (`tasks.trace`). `candidates` is
+    given `[prompt][draw]`, by their fingerprints, of policies that choose among draws."""
     rules = [rule_of(policy) for policy in policies]
-    candidates: dict[Source, list[list[Answer]]] = {}
+    found: dict[Source, list[list[Answer]]] = {}
     for batch in dict.fromkeys(r.batch for r in rules):
         group = [r for r in rules if r.batch == batch]
         sources = list({r.source: r for r in group}.values())
@@ -148,9 +150,13 @@ def answer(
             models=models,
             observer=observer,
         )
-        candidates |= {r.source: found for r, found in zip(sources, drawn, strict=True)}
+        found |= {r.source: rows for r, rows in zip(sources, drawn, strict=True)}
         free_memory()
-    return [_choose(rule, prompts, candidates[rule.source], samples, scores) for rule in rules]
+    if candidates is not None:
+        for policy, rule in zip(policies, rules, strict=True):
+            if rule.reward is not None:
+                candidates[policy.fingerprint] = [row[: samples * rule.n] for row in found[rule.source]]
+    return [_choose(rule, prompts, found[rule.source], samples, scores) for rule in rules]
 
 
 def draw(

@@ -6,18 +6,19 @@ Results are kept by position, not by name: two studies that call the same polici
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from registry.artifacts import Artifact
+from registry.methods.best_of_n import expected_best
 from registry.methods.comparison import Interval, interval, win_rates
 from registry.rows import Prompt
 from registry.updates import soup_weights
 from specs.soup import Soup
-from tasks.answers import Answer, answer
+from tasks.answers import Answer, answer, rule_of
 from tasks.evaluation_table import EVALUATION, GENERATIONS
 from tasks.inputs import prompts_of, write_lines
 from tasks.job import Job, Result
@@ -37,6 +38,7 @@ def evaluate(job: Job) -> Result:
         reference = len(policies)
         policies.append(job.one("against"))
     known = Scores(job.execution, job.log)
+    candidates: dict[str, list[list[Answer]]] = {}
     answers = answer(
         policies,
         prompts,
@@ -46,6 +48,7 @@ def evaluate(job: Job) -> Result:
         execution=job.execution,
         log=job.log,
         scores=known,
+        candidates=candidates,
     )
     rewards = [_judged(r, prompts, answers, known) for r in job.many("rewards")]
 
@@ -70,6 +73,10 @@ def evaluate(job: Job) -> Result:
                     }
                     for scores in rewards
                 ],
+                "best_of": [
+                    [{"n": n, **measured(values)._asdict()} for n, values in curve]
+                    for curve in _best_of(job, policy, prompts, candidates.get(policy.fingerprint), known)
+                ],
             }
             for i, policy in enumerate(policies)
         ],
@@ -91,6 +98,23 @@ def _found(policies: Sequence[Artifact], i: int, reference: int, scores: Sequenc
     }
     gap = _lmc_gap(policies, policies[i], means, means[i])
     return found if gap is None else found | {"lmc_gap": gap}
+
+
+def _best_of(
+    job: Job, policy: Artifact, prompts: Sequence[Prompt], candidates: list[list[Answer]] | None, known: Scores
+) -> Iterator[list[tuple[int, Array]]]:
+    """Of a policy that chooses among draws: by reward, what it would be worth, prompt by prompt, with n of them for n up
+    to all that were drawn."""
+    if candidates is None:
+        return
+    rule = rule_of(policy)
+    assert rule.reward is not None
+    texts = [[a.text for a in row] for row in candidates]
+    guide = rule.sign * np.array(known.of(rule.reward, prompts, texts))
+    draws = guide.shape[1]
+    for reward in job.many("rewards"):
+        judged = np.array(known.of(reward, prompts, texts))
+        yield [(n, expected_best(guide, judged, n)) for n in range(1, draws + 1)]
 
 
 def _lmc_gap(policies: Sequence[Artifact], soup: Artifact, means: Sequence[Array], mean: Array) -> Array | None:

@@ -37,6 +37,15 @@ class Evaluation:
                 row["samples_per_prompt"] = self.results["samples_per_prompt"]
                 yield row
 
+    def best_of(self) -> Iterator[dict[str, Any]]:
+        """One row for each policy that chooses among draws, reward and number of draws: what the best of so many is worth,
+        from all that were drawn."""
+        for name, policy in zip(self.policies, self.results["policies"], strict=True):
+            for reward, curve in zip(self.rewards, policy.get("best_of", ()), strict=False):
+                for point in curve:
+                    row = {"policy": name, "judged_by": reward, "n": point["n"]}
+                    yield row | _spread("reward", point)
+
     def metric(self, policy: str, metric: str) -> float:
         """A policy's `reward.<name>`, `win_rate.<name>` or `length`."""
         what, _, reward = metric.partition(".")

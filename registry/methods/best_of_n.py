@@ -1,8 +1,4 @@
-"""How far best-of-n is from its reference, whose n answers it draws to return one of highest reward.
-
-It has a place among trained policies, whose divergence is measured, on an axis of nats: a policy at `beta` is compared
-with the best-of-n of the same divergence. For that these are called by hand; no stage reports them.
-"""
+"""Best-of-n: what it is worth for every n, from one set of draws, and how far it is from its reference."""
 
 from __future__ import annotations
 
@@ -13,6 +9,30 @@ from numpy.typing import NDArray
 from scipy.special import xlog1py
 
 Array = NDArray[np.float64]
+
+
+def expected_best(guide: Array, judged: Array, n: int) -> Array:
+    """What the answer that `guide` chooses among n draws is worth on average: the mean over all ways to choose n of the
+    draws at hand, which is unbiased for n fresh ones.
+
+    With the M draws in ascending order of `guide`, the i-th is the best of C(i - 1, n - 1) of C(M, n) subsets. Of draws
+    that are equal the first one is chosen.
+
+    Args:
+        guide, judged: rewards [prompts, M] of the same draws, by the reward that chooses and the one that judges.
+    Returns:
+        [prompts].
+    Raises:
+        ValueError: n is not between 1 and M.
+    """
+    draws = guide.shape[1]
+    if not 1 <= n <= draws:
+        raise ValueError(f"n is {n}; it must be at least 1 and at most the {draws} draws")
+    order = np.argsort(guide[:, ::-1], axis=1, kind="stable")
+    ascending = np.take_along_axis(judged[:, ::-1], order, axis=1)
+    of_all = math.comb(draws, n)
+    weights = np.array([math.comb(i, n - 1) / of_all for i in range(draws)])
+    return np.asarray(ascending @ weights)
 
 
 def kl_bound(n: int) -> float:

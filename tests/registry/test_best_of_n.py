@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.special import rel_entr, xlogy
 
-from registry.methods.best_of_n import kl_bound, kl_estimate
+from registry.methods.best_of_n import expected_best, kl_bound, kl_estimate
 
 SPACES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=6)
 
@@ -138,3 +138,27 @@ def test_best_of_poisson_at_one() -> None:
 
     assert quad(lambda u: u * density(u), 0, 1)[0] == pytest.approx(0.63212, abs=5e-6)
     assert quad(lambda u: xlogy(density(u), density(u)), 0, 1)[0] == pytest.approx(0.10715, abs=5e-6)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-5, 5)), min_size=1, max_size=6), st.data())
+def test_the_best_of_fewer_draws_is_the_mean_over_all_ways_to_choose_them(draws, data) -> None:
+    n = data.draw(st.integers(1, len(draws)))
+    guide, judged = np.array(draws, dtype=float).T
+    ways = list(itertools.combinations(range(len(draws)), n))
+    expected = np.mean([judged[max(way, key=lambda i: (guide[i], -i))] for way in ways])
+    assert expected_best(guide[None], judged[None], n) == pytest.approx(expected)
+
+
+def test_the_best_of_as_many_as_there_are_is_the_best_and_of_one_the_mean() -> None:
+    guide, judged = np.array([[1.0, 3.0, 3.0, 2.0]]), np.array([[10.0, 20.0, 30.0, 40.0]])
+    assert expected_best(guide, judged, 4).tolist() == [20.0]
+    assert expected_best(guide, judged, 1).tolist() == [25.0]
+    for n in (0, 5):
+        with pytest.raises(ValueError, match=f"n is {n}; it must be at least 1 and at most the 4 draws"):
+            expected_best(guide, judged, n)
+
+
+def test_from_uniform_draws_the_best_of_n_is_n_over_n_plus_one_on_average() -> None:
+    draws = np.random.default_rng(1).random((20_000, 8))
+    for n in (1, 2, 4, 8):
+        assert expected_best(draws, draws, n).mean() == pytest.approx(n / (n + 1), abs=0.005)

@@ -245,3 +245,18 @@ def test_greedy_policies_need_one_sample_only(evaluate: Evaluate) -> None:
     rows = table(evaluate("[greedy, base]", against="again", samples=1))
     assert rows["greedy"]["win_rate"] == 0.5
     assert rows["base"]["win_rate"] != 0.5
+
+
+def test_a_policy_that_chooses_is_told_for_every_number_of_its_draws(evaluate: Evaluate) -> None:
+    """From the eight draws that two samples of best-of-four look at; the rule of the worst goes down."""
+    built = evaluate("[base, bon]", rewards="[letters, words]")
+    rows = list(named(built.artifact).best_of())
+    assert {row["policy"] for row in rows} == {"bon"}
+    letters = [row["reward"] for row in rows if row["judged_by"] == "letters"]
+    assert [row["n"] for row in rows] == [*range(1, 9), *range(1, 9)]
+    assert letters == sorted(letters) and letters[0] < letters[-1]
+    chosen = values(built, 1)  # of four draws each, so of all eight the better of the two is the best
+    assert letters[-1] == pytest.approx(chosen.max(axis=1).mean())
+    worst = evaluate("[base, bon]", rename=("method: best_of_n", "method: worst_of_n"))
+    falling = [row["reward"] for row in named(worst.artifact).best_of()]
+    assert falling == sorted(falling, reverse=True) and falling[0] == pytest.approx(letters[0])
