@@ -45,7 +45,7 @@ class Trace:
         for place, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
             for number, one in enumerate(row):
                 own = [e for e in self.events if (e["prompt"], e["sample"]) == (place, number)]
-                steps = [_in_words(event, decode) for event in own]
+                steps = [_in_words(event, decode, guides_of(self.policy)) for event in own]
                 print("\n".join(line for step in steps for line in _lines(step)))
                 self.told.append({"prompt": [dict(m) for m in prompt.messages], "answer": one.text, "steps": steps})
         self.events.clear()
@@ -66,11 +66,20 @@ class Trace:
         print(f"trace: {tracker.url(tracker.parent)}", file=sys.stderr)
 
 
-def _in_words(event: Mapping[str, Any], decode: Callable[[list[int]], str]) -> dict[str, Any]:
-    """An event with texts beside its tokens."""
+def guides_of(policy: Artifact) -> list[str]:
+    """The names of what guides a policy, in the order of their scores."""
+    slots = [policy.inputs.get(slot, ()) for slot in ("reward", "scorers", "guides", "policies")]
+    return list({guide.fingerprint: guide.name for slot in slots for guide in slot}.values())
+
+
+def _in_words(event: Mapping[str, Any], decode: Callable[[list[int]], str], guides: Sequence[str]) -> dict[str, Any]:
+    """An event with texts beside its tokens, and scores under the names of the guides that gave them."""
     step = {key: value for key, value in event.items() if key not in ("prompt", "sample")}
     if "candidates" in step:
-        step["candidates"] = [{"token": decode([c["id"]])} | c for c in step["candidates"]]
+        step["candidates"] = [
+            {"token": decode([c["id"]])} | c | {"scores": dict(zip(guides, c["scores"], strict=False))}
+            for c in step["candidates"]
+        ]
     if "branches" in step:
         step["branches"] = [{"text": decode(b["ids"])} | b for b in step["branches"]]
     if "segment" in step:
@@ -80,7 +89,7 @@ def _in_words(event: Mapping[str, Any], decode: Callable[[list[int]], str]) -> d
 
 def _lines(step: Mapping[str, Any]) -> Iterator[str]:
     for number, one in enumerate(step.get("candidates", ())):
-        scores = "".join(f"  score {score:8.3f}" for score in one["scores"])
+        scores = "".join(f"  {name} {score:8.3f}" for name, score in one["scores"].items())
         mark = "<-" if one["chosen"] else ""
         at = f"{step['step']:4}" if number == 0 else "    "
         yield f"{at}  {one['token']!r:16}  log p {one['log_prob']:8.3f}{scores}  share {one['share']:.3f} {mark}".rstrip()

@@ -23,18 +23,20 @@ seed: 3
 execution: {threads: 1}
 models: {base: {source: ./model, precision: fp32}}
 data: {pairs: {source: ./pairs.jsonl, format: preference}}
-rewards: {words: {kind: length}}
+rewards: {words: {kind: length}, joy: {kind: classifier, source: ./classes, precision: fp32}}
 stages:
   greedy: {do: decode, method: greedy, from: base}
   best: {do: decode, method: best_of_n, from: base, reward: words, n: 3}
   rm: {do: reward_model, from: base, data: pairs}
   args: {do: decode, method: args, from: base, reward: rm}
+  glad: {do: decode, method: args, from: base, reward: joy, candidates: 3, strength: 40.0}
 """
 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny.language_model(tmp_path / "model")
+    tiny.classifier(tmp_path / "classes", initializer_range=1.0)
     tiny.write_lines(tmp_path / "pairs.jsonl", tiny.TEN)
     (tmp_path / "study.yaml").write_text(STUDY.replace("./", f"{tmp_path}/"))
     monkeypatch.chdir(tmp_path)
@@ -105,6 +107,18 @@ def test_a_trace_says_what_was_looked_at_and_goes_to_mlflow(study: Path, capsys:
     for step in answer["steps"]:
         (chosen,) = (c for c in step["candidates"] if c["chosen"])
         assert chosen["log_prob"] == max(c["log_prob"] for c in step["candidates"])
+
+
+def test_a_trace_of_a_guided_policy_names_who_scored(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = decode(capsys, study, "--policy", "glad", "--prompt", "Why?", "--trace")
+    assert status == 0
+    run = err[-1].split("/")[-1]
+    client = MlflowClient(f"sqlite:///{study.parent / 'home' / 'mlflow.db'}")
+    (answer,) = json.loads(Path(client.download_artifacts(run, "trace.json")).read_text())["answers"]
+    for step in answer["steps"]:
+        guided = {c["log_prob"] + 40 * c["scores"]["joy"]: c["chosen"] for c in step["candidates"]}
+        assert len(step["candidates"]) == 3 and guided[max(guided)]
+    assert sum("joy" in line for line in out) == 3 * len(answer["steps"])
 
 
 @pytest.mark.parametrize(
