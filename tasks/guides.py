@@ -149,8 +149,8 @@ class Guides:
         model, tokenizer, label = self.models.reward_model(artifact)
         if not _reads_as_it_grows(model):
             raise UserError(f"`{artifact.name}` reads whole texts, not a text as it grows; name a causal reward model")
-        reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer)
-        return reader, behind_the_end(tokenizer, ANY_DIALOGUE)
+        tail = behind_the_end(tokenizer, ANY_DIALOGUE)
+        return self._reader(artifact, prefix_rewards(model, label), model, tokenizer, len(tail)), tail
 
     def _rollouts(self, look_ahead: int) -> Guide:
         artifact = self.policy.one("baseline")
@@ -163,9 +163,9 @@ class Guides:
         if isinstance(artifact.entry, Classifier | RewardModel | Soup):
             model, tokenizer, label = self.models.reward_model(artifact)
             if _reads_as_it_grows(model) and difference(self.base.tokenizer.get_vocab(), tokenizer.get_vocab()) is None:
-                reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer)
                 end = encode_answer(tokenizer, ANY_DIALOGUE, ANY_ANSWER)[-1]
                 finish = [end, *behind_the_end(tokenizer, ANY_DIALOGUE)]
+                reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer, len(finish))
                 return PrefixBlocks(reader, lambda rewards, tokens: rewards, finish=finish)
         return self._texts(artifact)
 
@@ -174,7 +174,8 @@ class Guides:
         reader = self._reader(artifact, prefix_values(loaded.model, head), loaded.model, loaded.tokenizer)
         return Prefixes(reader) if head.each is None else NextTokens(reader)
 
-    def _reader(self, artifact: Artifact, output: Output, model: Any, tokenizer: Any) -> Reader:
+    def _reader(self, artifact: Artifact, output: Output, model: Any, tokenizer: Any, behind: int = 0) -> Reader:
+        """`behind` is how many tokens it reads behind those of an answer."""
         name = artifact.name
         if (told := difference(self.base.tokenizer.get_vocab(), tokenizer.get_vocab())) is not None:
             raise UserError(f"`{name}` cannot guide `{self.policy.one('from').name}`: {told}")
@@ -187,7 +188,7 @@ class Guides:
                 else encode_prompt(tokenizer, prompt.messages)
             )
             try:
-                check_room(model, [len(self.prompts) + 1], [encoded], new)
+                check_room(model, [len(self.prompts) + 1], [encoded], new + behind)
             except ValueError as error:
                 raise UserError(f"`{name}`: {error}") from None
             return encoded

@@ -31,13 +31,29 @@ ITS_PROMPTS = [[1, 1, *prompt, 2] for prompt in PROMPTS]
 CPU = torch.device("cpu")
 
 
-def llama(seed: int) -> Any:
+GPT2: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+FAMILIES = ["llama", "qwen2", "gpt2"]
+"""Keys and values shared between heads; the same with biases; positions by a table, weights the other way round."""
+
+
+def model_of(family: str, seed: int) -> Any:
     torch.manual_seed(seed)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).eval()
+    match family:
+        case "llama":
+            model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA))
+        case "qwen2":
+            model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**LLAMA))
+        case "gpt2":
+            model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, initializer_range=0.3))
+    return model.eval()
 
 
-def reward_model(seed: int, scale: float = 3.0) -> Any:
-    model = with_score_head(llama(seed), seed).eval()
+def llama(seed: int) -> Any:
+    return model_of("llama", seed)
+
+
+def reward_model(seed: int, scale: float = 3.0, family: str = "llama") -> Any:
+    model = with_score_head(model_of(family, seed), seed).eval()
     model.score.weight.data *= scale
     return model
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from guided import CPU, ENDS, ITS_PROMPTS, PROMPTS, llama, logits_after, reward_model, reward_of
+from guided import CPU, ENDS, FAMILIES, ITS_PROMPTS, PROMPTS, llama, logits_after, model_of, reward_model, reward_of
 
 from registry.methods.draws import inverse_cdf, uniforms
 from tasks.batch import Sample
@@ -32,8 +32,10 @@ def by_text() -> TextBlocks:
     return TextBlocks(lambda prompts, answers: [[worth(answer) for answer in row] for row in answers])
 
 
-def run(*scorers: tuple[Any, float], block: int = 4, branches: int = 3, **changes: Any) -> list[list[Sample]]:
-    return sample(llama(0), PROMPTS, guidance=Blockwise(scorers, block, branches), **OPTIONS | changes)
+def run(
+    *scorers: tuple[Any, float], block: int = 4, branches: int = 3, family: str = "llama", **changes: Any
+) -> list[list[Sample]]:
+    return sample(model_of(family, 0), PROMPTS, guidance=Blockwise(scorers, block, branches), **OPTIONS | changes)
 
 
 def drawn_by_hand(base: Any, prompt: int, kept: list[int], number: int, many: int) -> list[int]:
@@ -47,10 +49,11 @@ def drawn_by_hand(base: Any, prompt: int, kept: list[int], number: int, many: in
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("block", [1, 4, 5])
-def test_every_block_is_the_best_of_its_branches_read_from_scratch(block: int) -> None:
-    base, judge = llama(0), reward_model(1)
-    found = run((by_prefix(judge), 1.0), block=block)
+def test_every_block_is_the_best_of_its_branches_read_from_scratch(block: int, family: str) -> None:
+    base, judge = model_of(family, 0), reward_model(1, family=family)
+    found = run((by_prefix(judge), 1.0), block=block, family=family)
     for prompt, its in enumerate(ITS_PROMPTS):
         for number in range(2):
             kept: list[int] = []

@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from guided import CPU, ENDS, ITS_PROMPTS, PROMPTS, TAIL, llama, logits_after, reward_model, reward_of
+from guided import (
+    CPU,
+    ENDS,
+    ITS_PROMPTS,
+    PROMPTS,
+    TAIL,
+    llama,
+    logits_after,
+    model_of,
+    reward_model,
+    reward_of,
+)  # fmt: skip
 
 from registry.methods.cards import acceptance, entropy, threshold
 from registry.methods.draws import inverse_cdf, uniforms
@@ -27,13 +38,13 @@ def judging(segments: Segments = SEGMENTS, model: Any = None) -> Judge:
     return Judge(Reader(prefix_rewards(model or reward_model(1)), list(ITS_PROMPTS), CPU), segments, TAIL)
 
 
-def run(judge: Judge | None = None, **changes: Any) -> list[list[Sample]]:
-    return sample(llama(0), PROMPTS, guidance=judge or judging(), **OPTIONS | changes)
+def run(judge: Judge | None = None, family: str = "llama", **changes: Any) -> list[list[Sample]]:
+    return sample(model_of(family, 0), PROMPTS, guidance=judge or judging(), **OPTIONS | changes)
 
 
 @torch.inference_mode()
-def by_hand(prompt: int, number: int, rule: Segments, refusals: list[int]) -> list[int]:
-    base, reward = llama(0), reward_model(1)
+def by_hand(prompt: int, number: int, rule: Segments, refusals: list[int], family: str) -> list[int]:
+    base, reward = model_of(family, 0), reward_model(1, family=family)
     ours, its = PROMPTS[prompt], ITS_PROMPTS[prompt]
     drawing = iter(uniforms(11, KEYS[prompt], number, 1000))
     accepting = iter(uniforms(11, f"{KEYS[prompt]}/accepting", number, 1000))
@@ -65,13 +76,13 @@ def by_hand(prompt: int, number: int, rule: Segments, refusals: list[int]) -> li
     return answer
 
 
-@pytest.mark.parametrize("target", [2.0, 40.0])
-def test_segments_are_drawn_until_the_reward_model_accepts_them(target: float) -> None:
+@pytest.mark.parametrize(("target", "family"), [(2.0, "llama"), (40.0, "llama"), (2.0, "qwen2"), (2.0, "gpt2")])
+def test_segments_are_drawn_until_the_reward_model_accepts_them(target: float, family: str) -> None:
     rule = Segments(target=target, beta=1.0, entropy=2.0, shortest=2, longest=5, tries=4)
-    found, refusals = run(judging(rule)), list[int]()
+    found, refusals = run(judging(rule, reward_model(1, family=family)), family), list[int]()
     for prompt in range(len(PROMPTS)):
         for number in range(2):
-            assert list(found[prompt][number].ids) == by_hand(prompt, number, rule, refusals)
+            assert list(found[prompt][number].ids) == by_hand(prompt, number, rule, refusals, family)
     assert len(refusals) > 10 and any(s.finished for row in found for s in row)
 
 

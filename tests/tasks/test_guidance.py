@@ -6,7 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from guided import CPU, ENDS, ITS_PROMPTS, PROMPTS, TAIL, VOCABULARY, llama, logits_after, reward_model, reward_of
+from guided import (
+    CPU,
+    ENDS,
+    FAMILIES,
+    ITS_PROMPTS,
+    PROMPTS,
+    TAIL,
+    VOCABULARY,
+    llama,
+    logits_after,
+    model_of,
+    reward_model,
+    reward_of,
+)  # fmt: skip
 
 from registry.methods.draws import inverse_cdf, uniforms
 from tasks.batch import Sample
@@ -44,9 +57,10 @@ def by_the_book(model: Any, score: Any, k: int, number: int, prompt: int, **rule
     return answer
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_args_is_its_definition_with_every_prefix_read_from_scratch(temperature: float) -> None:
-    base, judge = llama(0), reward_model(1)
+def test_args_is_its_definition_with_every_prefix_read_from_scratch(temperature: float, family: str) -> None:
+    base, judge = model_of(family, 0), reward_model(1, family=family)
     samples = 1 if temperature == 0 else 2
     found = run(base, Guidance([(by_prefix(judge), 1.5)], candidates=6), temperature=temperature, samples=samples)
     for prompt, its in enumerate(ITS_PROMPTS):
@@ -61,8 +75,9 @@ def test_args_is_its_definition_with_every_prefix_read_from_scratch(temperature:
     assert any(s.finished for row in found for s in row), "the tail behind an end was never read"
 
 
-def test_two_guides_of_next_tokens_are_the_product_of_their_powers() -> None:
-    base, first, second = llama(0), llama(2), llama(3)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_guides_of_next_tokens_are_the_product_of_their_powers(family: str) -> None:
+    base, first, second = model_of(family, 0), llama(2), model_of(family, 3)
     found = run(base, Guidance([(by_token(first), 0.8), (by_token(second), -0.3)]))
     for prompt, its in enumerate(ITS_PROMPTS):
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import letters
@@ -152,6 +153,24 @@ def test_a_guide_with_other_tokens_is_refused_with_one_that_differs(view: Any) -
         UserError, match="`foreign` cannot guide `base`: they have different vocabularies: token '<pad>'"
     ):
         Asked(view, "outlandish")
+
+
+def test_room_is_asked_for_what_a_template_writes_behind_the_end_too(tmp_path: Path) -> None:
+    tiny.language_model(tmp_path / "model")
+    tiny.classifier(tmp_path / "wordy", initializer_range=1.0, max_position_embeddings=24)
+    tiny.tokenizer(chat_template=tiny.CHAT.replace("<|end|>", "<|end|>\n\n")).save_pretrained(tmp_path / "wordy")
+    view = stages.study(
+        tmp_path,
+        """\
+models: {base: {source: ./model, precision: fp32}}
+rewards: {wordy: {kind: classifier, source: ./wordy, precision: fp32}}
+stages: {args: {do: decode, method: args, from: base, reward: wordy, candidates: 100}}
+""",
+    )
+    prompt = PROMPTS[:1]  # nine tokens there: <|user|>Why?<|end|>, two line breaks, <|assistant|>
+    assert Asked(view, "args", prompts=prompt, samples=1, max_new_tokens=13)["args"]
+    with pytest.raises(UserError, match="`wordy`: prompt 1: 9 tokens and 16 new ones are more than the model's 24 pos"):
+        Asked(view, "args", prompts=prompt, samples=1, max_new_tokens=14)
 
 
 def test_what_stands_on_one_base_shares_its_weights_in_memory(view: Any) -> None:

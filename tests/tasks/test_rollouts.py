@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from guided import CPU, ENDS, ITS_PROMPTS, PROMPTS, TAIL, llama, logits_after, reward_model, reward_of
+from guided import (
+    CPU,
+    ENDS,
+    FAMILIES,
+    ITS_PROMPTS,
+    PROMPTS,
+    TAIL,
+    logits_after,
+    model_of,
+    reward_model,
+    reward_of,
+)
 
 from registry.methods.draws import inverse_cdf, uniforms
 from tasks.batch import Sample
@@ -22,20 +33,22 @@ FINISH = [ENDS[0], *TAIL]
 OPTIONS: dict[str, Any] = {"keys": KEYS, "samples": 2, "max_new_tokens": 9, "seed": 11, "eos_ids": ENDS}
 
 
-def guide(look_ahead: int = 3) -> Rollouts:
+def guide(look_ahead: int = 3, family: str = "llama") -> Rollouts:
     judge = PrefixBlocks(
-        Reader(prefix_rewards(reward_model(1)), ITS_PROMPTS, CPU), lambda rewards, tokens: rewards, finish=FINISH
+        Reader(prefix_rewards(reward_model(1, family=family)), ITS_PROMPTS, CPU),
+        lambda rewards, tokens: rewards,
+        finish=FINISH,
     )
-    return Rollouts(Reader(next_token_logits(llama(2)), ITS_PROMPTS, CPU), judge, look_ahead)
+    return Rollouts(Reader(next_token_logits(model_of(family, 2)), ITS_PROMPTS, CPU), judge, look_ahead)
 
 
-def run(guide: Rollouts, strength: float = 2.0, **changes: Any) -> list[list[Sample]]:
-    return sample(llama(0), PROMPTS, guidance=Guidance([(guide, strength)], candidates=5), **OPTIONS | changes)
+def run(guide: Rollouts, family: str = "llama", **changes: Any) -> list[list[Sample]]:
+    return sample(model_of(family, 0), PROMPTS, guidance=Guidance([(guide, 2.0)], candidates=5), **OPTIONS | changes)
 
 
 @torch.inference_mode()
-def by_hand(prompt: int, number: int, look_ahead: int) -> list[int]:
-    base, baseline, judge = llama(0), llama(2), reward_model(1)
+def by_hand(prompt: int, number: int, look_ahead: int, family: str) -> list[int]:
+    base, baseline, judge = model_of(family, 0), model_of(family, 2), reward_model(1, family=family)
     u = uniforms(11, KEYS[prompt], number, 9)
     answer: list[int] = []
     while len(answer) < 9 and not set(answer) & set(ENDS):
@@ -53,12 +66,12 @@ def by_hand(prompt: int, number: int, look_ahead: int) -> list[int]:
     return answer
 
 
-@pytest.mark.parametrize("look_ahead", [1, 3])
-def test_a_candidate_is_worth_what_the_baseline_makes_of_it(look_ahead: int) -> None:
-    found = run(guide(look_ahead))
+@pytest.mark.parametrize(("look_ahead", "family"), [(1, "llama"), *((3, family) for family in FAMILIES)])
+def test_a_candidate_is_worth_what_the_baseline_makes_of_it(look_ahead: int, family: str) -> None:
+    found = run(guide(look_ahead, family), family)
     for prompt in range(len(PROMPTS)):
         for number in range(2):
-            assert list(found[prompt][number].ids) == by_hand(prompt, number, look_ahead)
+            assert list(found[prompt][number].ids) == by_hand(prompt, number, look_ahead, family)
     assert any(s.finished for row in found for s in row)
 
 
