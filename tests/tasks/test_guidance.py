@@ -157,3 +157,30 @@ def test_scores_are_standardised_over_the_candidates_where_asked() -> None:
         return run(base, guidance)
 
     assert drawn(3.0) == drawn(300.0)
+
+
+def test_a_vocabulary_of_candidates_is_the_whole_vocabulary() -> None:
+    """ARGS over all tokens at temperature one is token-wise controlled decoding with the same scores."""
+    base = llama(0)
+    whole = run(base, Guidance([(by_token(llama(2)), 0.7)]))
+    for candidates in (VOCABULARY, VOCABULARY + 5):
+        assert run(base, Guidance([(by_token(llama(2)), 0.7)], candidates=candidates)) == whole
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_may_fill_the_context_up_to_the_last_new_token(family: str) -> None:
+    base, judge = model_of(family, 0), reward_model(1, family=family)
+    prompts = [[3] * 244, [6]]
+    guide = Prefixes(Reader(prefix_rewards(judge), list(prompts), CPU))
+    options: dict[str, Any] = {"keys": ["a", "b"], "samples": 1, "max_new_tokens": 12, "seed": 11, "eos_ids": []}
+    found = sample(base, prompts, guidance=Guidance([(guide, 1.5)], candidates=6), **options)
+    assert [len(one.ids) for row in found for one in row] == [12, 12]
+    with pytest.raises(
+        ValueError, match="prompt a: 244 tokens and 13 new ones are more than the model's 256 positions"
+    ):
+        sample(base, prompts, guidance=Guidance([(guide, 1.5)], candidates=6), **options | {"max_new_tokens": 13})
+
+
+def test_an_answer_may_be_its_end_alone() -> None:
+    found = run(llama(0), Guidance([(by_prefix(reward_model(1)), 1.5)], candidates=6), eos_ids=range(VOCABULARY))
+    assert all(len(one.ids) == 1 and one.finished for row in found for one in row)
