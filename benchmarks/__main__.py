@@ -1,7 +1,7 @@
 """`python -m benchmarks [PART ...]`: measures, prints a table and writes `benchmarks/results.json`.
 
-Parts: command_line, orchestration, sampler, ranking, training, soups. Ratios, not seconds, travel between machines; nothing
-else should run meanwhile. About three quarters of an hour on two cores.
+Parts: command_line, orchestration, sampler, decoding, ranking, training, soups. Ratios, not seconds, travel between machines;
+nothing else should run meanwhile. About an hour on two cores.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import command_line, orchestration, ranking, sampler, soups, training
+from benchmarks import command_line, decoding, orchestration, ranking, sampler, soups, training
 from benchmarks.figures import Figure
 
 PARTS = {
     "command_line": command_line.measure,
     "orchestration": orchestration.measure,
     "sampler": sampler.measure,
+    "decoding": decoding.measure,
     "ranking": ranking.measure,
     "training": training.measure,
     "soups": soups.measure,
