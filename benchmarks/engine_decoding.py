@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from registry.methods.draws import uniforms
-from tasks.blocks import PrefixBlocks, Scorers, sample_by_blocks
-from tasks.cards import Judge, Segments, sample_by_segments
+from tasks.attention import grouped_heads
+from tasks.batch import Sample
+from tasks.blocks import Blockwise, PrefixBlocks
+from tasks.cards import Judge, Segments
 from tasks.guidance import Guidance, NextTokens, Prefixes
 from tasks.reader import Output, Positions, Reader, next_token_logits
 from tasks.rollouts import Rollouts
-from tasks.sampler import Sample, sample
+from tasks.sampler import sample
 
 Prompts = Sequence[Sequence[int]]
 SEED = 0
@@ -72,21 +74,18 @@ def best_of(policy: Any, prompts: Prompts, *, n: int, new: int) -> Run:
 
 def blocks(policy: Any, judge: Any, prompts: Prompts, *, branches: int, block: int, new: int) -> Run:
     count, reader = Positions(), _reads(judge, prompts)
-    scorers = Scorers([(PrefixBlocks(reader, lambda rewards, tokens: rewards), 1.0)])
-    found = sample_by_blocks(
-        policy, prompts, scorers=scorers, block=block, branches=branches, samples=1, count=count,
-        **_asked(prompts, new, rows=len(prompts) * branches),
-    )  # fmt: skip
+    way = Blockwise([(PrefixBlocks(reader, lambda rewards, tokens: rewards), 1.0)], block, branches)
+    asked = _asked(prompts, new, rows=len(prompts) * branches)
+    found = sample(policy, prompts, guidance=way, samples=1, count=count, **asked)
     return Run(_ids(found), count, [reader.count])
 
 
 def cards(policy: Any, judge: Any, prompts: Prompts, *, rule: Segments, new: int) -> tuple[Run, Tried]:
     count, reader = Positions(), _reads(judge, prompts)
     told: list[Mapping[str, Any]] = []
-    found = sample_by_segments(
-        policy, prompts, judge=Judge(reader, observer=told.append), segments=rule, samples=1, count=count,
-        **_asked(prompts, new, rows=len(prompts)),
-    )  # fmt: skip
+    judging = Judge(reader, rule, observer=told.append)
+    asked = _asked(prompts, new, rows=len(prompts))
+    found = sample(policy, prompts, guidance=judging, samples=1, count=count, **asked)
     segments = [event["segment"] for event in told]
     rejected, sampled = sum(not s["accepted"] for s in segments), sum(len(s["ids"]) for s in segments)
     return Run(_ids(found), count, [reader.count]), Tried(len(segments), rejected, sampled)
@@ -119,16 +118,17 @@ def _ids(found: list[list[Sample]]) -> list[list[list[int]]]:
 
 
 def _speaks(model: Any, prompts: Prompts) -> Reader:
-    return Reader(next_token_logits(model), prompts, torch.device(model.device))
+    return Reader(next_token_logits(model), list(prompts), torch.device(model.device))
 
 
 def _reads(judge: Any, prompts: Prompts) -> Reader:
     body, head = judge.base_model, judge.score
 
     def output(keep: Tensor | None = None, **inputs: Any) -> Tensor:
-        states = body(**inputs).last_hidden_state
+        with grouped_heads(judge):
+            states = body(**inputs).last_hidden_state
         found: Tensor = head(states if keep is None else states[:, keep])
         return found[..., 0].float()
 
     made: Output = output
-    return Reader(made, prompts, torch.device(judge.device))
+    return Reader(made, list(prompts), torch.device(judge.device))
