@@ -181,7 +181,7 @@ def memory(folder: Path, new: int = 64) -> Iterator[Figure]:
         (prompt,) = one.prompts(1, length)
         held, position = {}, 0.0
         for k in (1, 10, 40):
-            asked = {"k": k, "strength": STRENGTH, "new": new}
+            asked: dict[str, Any] = {"k": k, "strength": STRENGTH, "new": new}
             ours = engine.args(one.policy, one.judge, [prompt], **asked).held
             theirs = textbook.args(one.policy, one.judge, prompt, **asked).held
             held[k], position = ours, theirs / (k * (length + new))
@@ -200,7 +200,8 @@ def _over(name: str, count: Passes, least: int, target: float = 1.0) -> Figure:
 def on(models: Models, batch: int, repeats: int) -> Iterator[Figure]:
     """All of it on one device."""
     # The first passes set kernels up.
-    warm, asked = models.prompts(batch, 64), {"k": K, "strength": STRENGTH, "new": 2}
+    warm = models.prompts(batch, 64)
+    asked: dict[str, Any] = {"k": K, "strength": STRENGTH, "new": 2}
     engine.args(models.policy, models.judge, warm, **asked)
     textbook.args(models.policy, models.judge, warm[0], **asked)
     alone = batch == 1  # with nothing to batch it is only to be no slower
