@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_its_study_and_its_reward_stand(tmp_path: Path, home: Path, capsys) -> None:
-    (study,), (reward,) = blocks("yaml"), blocks("python")
+    (study,), (reward, asking) = blocks("yaml"), blocks("python")
     (tmp_path / "positive.yaml").write_text(study)
     (tmp_path / "my_rewards.py").write_text(reward)
     tiny.write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"Question {i}?"} for i in range(640)])
@@ -29,6 +29,7 @@ def test_its_study_and_its_reward_stand(tmp_path: Path, home: Path, capsys) -> N
     scope: dict = {}
     exec(reward, scope)
     assert scope["score"](["a"], ["Thank you"]) == [1.0]
+    assert "client.chat.completions.create(" in asking
 
 
 def test_its_commands_exist(capsys) -> None:
@@ -46,6 +47,7 @@ def test_its_commands_exist(capsys) -> None:
         "plan",
         "run",
         "decode",
+        "serve",
         "show",
         "report",
         "schema",
