@@ -1,7 +1,7 @@
 """CARDS: segments of an answer sampled until the reward model accepts them, on caches that go back instead of starting anew.
 
-Every row draws a token a step. Where a segment ends it is read by the judge, behind what the judge has accepted; if it is
-rejected, the row's length goes back to where the segment began, whose logits were kept, and nothing is read again. Tokens
+Every row draws a token a step, which policy and judge read. Where a segment is rejected, the row's length goes back in both
+to where the segment began, whose logits were kept, and nothing is read again. Tokens
 are drawn with the numbers of (seed, prompt, sample) one after the other, rejected ones too; so a sample of which nothing is
 rejected is the policy's own.
 """
@@ -47,7 +47,7 @@ class Segments:
 
 @dataclass
 class Judge:
-    """The reward model, which has read what was accepted."""
+    """The reward model, which reads along."""
 
     reader: Reader
     segments: Segments
@@ -89,8 +89,9 @@ class _Accepting:
     def __init__(self, batch: Batch, judge: Judge, rule: dict[str, Any]) -> None:
         self.batch, self.judge, self.segments, self.rule = batch, judge, judge.segments, rule
         self.states: dict[Seat, _State] = {}
-        # The policy's logits after what each row has read, and after where its segment begins.
+        # The policy's logits after what each row has read, and after where its segment begins; the judge's reward of it.
         self.logits, self.saved = torch.empty(0), torch.empty(0)
+        self.rewards = batch.hold(dtype=torch.float32)
 
     def step(self) -> list[Seat]:
         """Every row draws one token, new ones among them; returns the samples that end there."""
@@ -106,6 +107,7 @@ class _Accepting:
                 raise NotFinite(seat.prompt, seat.request.key)
             seat.ids.append(token)
         self.logits[:rows] = batch.policy.step(tokens)
+        self.rewards[:rows] = self.judge.reader.step(tokens)
         left = batch.leave([slot for slot in self._judged() if batch.is_over(batch.seats[slot])])
         for seat in left:
             del self.states[seat]
@@ -141,16 +143,18 @@ class _Accepting:
         return [slot for slot, reward in zip(due, rewards, strict=True) if self._is_accepted(slot, reward)]
 
     def _read(self, rows: Sequence[int]) -> list[float]:
-        """The rewards of the answers in `rows` up to the end of their segments."""
-        seats = [self.batch.seats[row] for row in rows]
-        texts = [seat.ids[self.states[seat].start :] for seat in seats]
-        texts = [[*text, *(self.judge.tail if text[-1] in self.batch.eos_ids else ())] for text in texts]
-        found = _causal(self.judge.reader, texts, rows)
-        rewards: list[float] = found[range(len(texts)), [len(text) - 1 for text in texts]].tolist()
-        for seat, reward in zip(seats, rewards, strict=True):
+        """The rewards of the answers in `rows` as far as they go; of one that has ended, after what stands behind an end."""
+        rewards = self.rewards[rows]
+        ended = [place for place, row in enumerate(rows) if self.batch.seats[row].ids[-1] in self.batch.eos_ids]
+        if ended and self.judge.tail:
+            behind = _causal(self.judge.reader, self.judge.tail, [rows[place] for place in ended])
+            rewards[ended] = behind[:, -1].to(rewards)
+        found: list[float] = rewards.tolist()
+        for row, reward in zip(rows, found, strict=True):
             if not math.isfinite(reward):
+                seat = self.batch.seats[row]
                 raise NotFinite(seat.prompt, seat.request.key)
-        return rewards
+        return found
 
     def _is_accepted(self, slot: int, reward: float) -> bool:
         seat, segments = self.batch.seats[slot], self.segments
@@ -170,26 +174,26 @@ class _Accepting:
                 self._take_back(slot, seat, state)
                 segment = state.tried[best][1]
                 seat.ids += segment
-                self.logits[slot] = _causal(self.batch.policy, [segment], [slot])[0, -1]
-                self.batch.policy.keep(torch.arange(len(segment), device=self.batch.device)[None], [slot])
-                _causal(self.judge.reader, [segment], [slot])
-        self.judge.reader.keep(torch.arange(len(segment), device=self.batch.device)[None], [slot])
+                self.logits[slot] = _causal(self.batch.policy, segment, [slot])[0, -1]
+                _causal(self.judge.reader, segment, [slot])
+                for reader in self.batch.readers:
+                    reader.keep(torch.arange(len(segment), device=self.batch.device)[None], [slot])
         state.start, state.tried, seat.settled = len(seat.ids), [], len(seat.ids)
         self.saved[slot] = self.logits[slot]
         return True
 
     def _take_back(self, slot: int, seat: Seat, state: _State) -> None:
-        self.batch.policy.forget(slot, len(seat.ids) - state.start)
+        for reader in self.batch.readers:
+            reader.forget(slot, len(seat.ids) - state.start)
         del seat.ids[state.start :]
         self.logits[slot] = self.saved[slot]
 
 
-def _causal(reader: Reader, texts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
-    """What a reader gives at every token of one text behind each of `rows`."""
-    width = max(map(len, texts))
-    tokens = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=reader.device)
-    seen = torch.ones(width, width, dtype=torch.bool, device=reader.device).tril()
-    return reader.look(tokens, seen[None], torch.arange(width, device=reader.device), rows)
+def _causal(reader: Reader, text: Sequence[int], rows: Sequence[int]) -> Tensor:
+    """What a reader gives at every token [rows, tokens, ...] of a text behind each of `rows`."""
+    ahead = torch.arange(len(text), device=reader.device)
+    tokens = torch.tensor(text, device=reader.device).expand(len(rows), -1)
+    return reader.look(tokens, (ahead <= ahead[:, None])[None], ahead, rows)
 
 
 def _numbers(seed: int, key: str, sample: int) -> Iterator[float]:
