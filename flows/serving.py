@@ -234,7 +234,7 @@ def serve(live: Live, *, host: str, port: int, api_key: str | None) -> None:
         print(f"serving {listed(list(live.policies))} at http://{shown}:{place.getsockname()[1]}/v1", flush=True)
         app = application(live, api_key=api_key)
         # What is being answered when an interrupt comes has two seconds more.
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2)
         try:
             uvicorn.Server(config).run(sockets=[place])
         except KeyboardInterrupt:  # how uvicorn hands on the interrupt that it ended by
