@@ -32,7 +32,7 @@ def write_report(view: View) -> Path | None:
         return None
     folder = study_folder(view.home, view.study.name)
     built = {n: [r["fingerprint"], r["provenance"]["finished"]] for n, r in records.items()}
-    state = {"version": 6, "built": built, "nodes": sorted(view.nodes)}
+    state = {"version": 7, "built": built, "nodes": sorted(view.nodes)}
     mark = f"<!-- {hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()} -->"
     path = folder / REPORT
     if path.exists() and path.read_text(encoding="utf-8").startswith(mark):
@@ -95,12 +95,13 @@ def _evaluation_section(
         "reward",
         f"difference to {evaluation.reference}",
         "win rate",
+        *(metric.replace("_", " ") for metric in evaluation.inference),
         "tokens",
         "finished",
     )
     cells = [
         (r["policy"], r["judged_by"], _spread(r, "reward"), _spread(r, "difference"), _spread(r, "win_rate"),
-         _spread(r, "length", 1), f"{100 * r['finished']:.0f} %")
+         *(_spread(r, metric) for metric in evaluation.inference), _spread(r, "length", 1), f"{100 * r['finished']:.0f} %")
         for r in rows
     ]  # fmt: skip
     examples = list(generations(view.artifact(name), evaluation.policies, evaluation.rewards))

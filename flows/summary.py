@@ -21,7 +21,9 @@ def evaluation_tables(view: View) -> Iterator[Table]:
             title=f"{name}: {evaluation.results['prompts']} prompts, {percent} % intervals",
             title_justify="left",
         )
-        for column in ("policy", "judged by", "reward", f"difference to {evaluation.reference}", "win rate", "tokens"):
+        for column in ("policy", "judged by", "reward", f"difference to {evaluation.reference}", "win rate"):
+            table.add_column(column)
+        for column in (*(metric.replace("_", " ") for metric in evaluation.inference), "tokens"):
             table.add_column(column)
         for row in evaluation.rows():
             table.add_row(
@@ -29,7 +31,7 @@ def evaluation_tables(view: View) -> Iterator[Table]:
                 row["judged_by"],
                 *(
                     f"{row[w]:.3f} [{row[f'{w}_low']:.3f}, {row[f'{w}_high']:.3f}]"
-                    for w in ("reward", "difference", "win_rate")
+                    for w in ("reward", "difference", "win_rate", *evaluation.inference)
                 ),
                 f"{row['length']:.1f}",
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from specs.base import Count, NotIdentity, Spec, form
+from specs.decoding import Several
 from specs.problems import Path, did_you_mean, listed
 from specs.references import EvaluationReward, Policy, Prompts
 from specs.stage import Seeded
@@ -41,6 +42,21 @@ class Budget(Spec):
     needed unless all but one policy are greedy."""
 
 
+class Behind(Spec):
+    """A procedure that every policy is put behind, with the judging reward choosing: what a policy is worth to who asks n
+    times (InfAlign, arXiv 2412.19792). It needs 2 n samples a prompt."""
+
+    method: Literal["best_of_n", "worst_of_n"]
+    """The best of n samples, or the worst of them, as an attacker gets who may try n times."""
+    n: Several
+    """How many samples the judging reward chooses among."""
+
+    @property
+    def metric(self) -> str:
+        """The name of its win rate."""
+        return f"{self.method.removesuffix('n')}{self.n}_win_rate"
+
+
 class Evaluate(Seeded):
     """Mean reward, win rate against a reference, and length of each policy, with paired bootstrap intervals over prompts."""
 
@@ -57,26 +73,41 @@ class Evaluate(Seeded):
     """The rewards that judge."""
     budget: Budget = Budget()
     """What each policy may spend."""
+    inference: Annotated[tuple[Behind, ...], Field(max_length=8)] = ()
+    """Win rates with both sides behind a procedure, beside the plain ones: `{method: best_of_n, n: 4}`."""
     resamples: Annotated[int, Field(strict=True, ge=100)] = 2000
     """Bootstrap resamples of the prompts."""
     confidence: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.95
     """The coverage of the intervals."""
     expect: Annotated[dict[Policy, dict[str, Bar]], NotIdentity()] = {}
     """Bars to meet, by policy and metric: `{bon: {win_rate.gold: ">= 0.55"}}`. Metrics are
-    `reward.<name>`, `win_rate.<name>` and `length`. A missed bar is exit status 3."""
+    `reward.<name>`, `win_rate.<name>`, `best_of_4_win_rate.<name>` where `inference` asks for it, and `length`. A missed bar is
+    exit status 3."""
+
+    @property
+    def judged(self) -> list[str]:
+        """The metrics that there are one of for each reward."""
+        return ["reward", "win_rate", *(behind.metric for behind in self.inference)]
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
         yield from self._expectation_problems(graph)
         yield from self._sample_problems(graph)
+        for i, behind in enumerate(self.inference):
+            if self.budget.samples_per_prompt < 2 * behind.n:
+                message = (
+                    f"{behind.n} samples on both sides that share no random numbers are {2 * behind.n} a prompt; raise "
+                    f"`budget.samples_per_prompt` from {self.budget.samples_per_prompt}"
+                )
+                yield ("inference", i, "n"), message
 
     def _expectation_problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
         policies = {member for name in self.policies for member in graph.members(name)}
         if not all(graph.members(name) for name in self.rewards):
             return  # said already
         rewards = [member for name in self.rewards for member in graph.members(name)]
-        known = [f"{what}.{name}" for what in ("reward", "win_rate") for name in rewards]
+        known = [f"{what}.{name}" for what in self.judged for name in rewards]
         if len(rewards) == 1:
-            known += ["reward", "win_rate"]
+            known += self.judged
         for policy, bars in self.expect.items():
             here: Path = ("expect", policy)
             if any(m not in policies for m in graph.members(policy)):
@@ -103,6 +134,6 @@ class Evaluate(Seeded):
         for policy, metrics in self.expect.items():
             for member in graph.members(policy):
                 for metric, bar in metrics.items():
-                    full = f"{metric}.{rewards[0]}" if metric in ("reward", "win_rate") else metric
+                    full = f"{metric}.{rewards[0]}" if metric in self.judged else metric
                     found.setdefault(member, {})[full] = bar
         return found

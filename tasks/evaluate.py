@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from registry.artifacts import Artifact
 from registry.methods.best_of_n import expected_best
-from registry.methods.comparison import Interval, interval, win_rates
+from registry.methods.comparison import Interval, best_of_n_win_rates, interval, win_rates
 from registry.rows import Prompt
 from registry.updates import soup_weights
+from specs.evaluation import Evaluate
 from specs.soup import Soup
 from tasks.answers import Answer, answer, rule_of
 from tasks.evaluation_table import EVALUATION, GENERATIONS
@@ -69,7 +70,7 @@ def evaluate(job: Job) -> Result:
                 "rewards": [
                     {
                         name: measured(values)._asdict()
-                        for name, values in _found(policies, i, reference, scores).items()
+                        for name, values in _found(job.entry, policies, i, reference, scores).items()
                     }
                     for scores in rewards
                 ],
@@ -88,7 +89,9 @@ def evaluate(job: Job) -> Result:
     return Result()
 
 
-def _found(policies: Sequence[Artifact], i: int, reference: int, scores: Sequence[Array]) -> dict[str, Array]:
+def _found(
+    entry: Evaluate, policies: Sequence[Artifact], i: int, reference: int, scores: Sequence[Array]
+) -> dict[str, Array]:
     """By prompt, what a policy's rewards say of it."""
     means = [rewards.mean(axis=1) for rewards in scores]
     found = {
@@ -96,6 +99,11 @@ def _found(policies: Sequence[Artifact], i: int, reference: int, scores: Sequenc
         "difference": means[i] - means[reference],
         "win_rate": win_rates(scores[i], scores[reference]),
     }
+    for behind in entry.inference:
+        sign = 1 if behind.method == "best_of_n" else -1
+        ours, theirs = (sign * side for side in (scores[i], scores[reference]))
+        wins = best_of_n_win_rates(ours, theirs, behind.n)
+        found[behind.metric] = wins if sign > 0 else 1 - wins
     gap = _lmc_gap(policies, policies[i], means, means[i])
     return found if gap is None else found | {"lmc_gap": gap}
 

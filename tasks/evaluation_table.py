@@ -28,10 +28,8 @@ class Evaluation:
         for name, policy in zip(self.policies, self.results["policies"], strict=True):
             for reward, found in zip(self.rewards, policy["rewards"], strict=True):
                 row: dict[str, Any] = {"policy": name, "against": self.reference, "judged_by": reward}
-                for what in ("reward", "difference", "win_rate"):
-                    row |= _spread(what, found[what])
-                if "lmc_gap" in found:
-                    row |= _spread("lmc_gap", found["lmc_gap"])
+                for what, interval in found.items():
+                    row |= _spread(what, interval)
                 row |= _spread("length", policy["length"]) | {"finished": policy["finished"]}
                 row["prompts"] = self.results["prompts"]
                 row["samples_per_prompt"] = self.results["samples_per_prompt"]
@@ -46,8 +44,13 @@ class Evaluation:
                     row = {"policy": name, "judged_by": reward, "n": point["n"]}
                     yield row | _spread("reward", point)
 
+    @property
+    def inference(self) -> list[str]:
+        """The metrics of procedures that policies were put behind."""
+        return [name for name in self.results["policies"][0]["rewards"][0] if name.endswith("_win_rate")]
+
     def metric(self, policy: str, metric: str) -> float:
-        """A policy's `reward.<name>`, `win_rate.<name>` or `length`."""
+        """A policy's `reward.<name>`, `win_rate.<name>` (or another that is judged by a reward), or `length`."""
         what, _, reward = metric.partition(".")
         found = self.results["policies"][self.policies.index(policy)]
         if what == "length":
@@ -59,10 +62,9 @@ class Evaluation:
         found: dict[str, float] = {}
         for row in self.rows():
             policy, reward = _metric_name(row["policy"]), row["judged_by"]
-            for what in ("reward", "difference", "win_rate", "lmc_gap"):
+            for what in self.results["policies"][self.policies.index(row["policy"])]["rewards"][0]:
                 for end in ("", "_low", "_high"):
-                    if f"{what}{end}" in row:
-                        found[f"{policy}/{what}{end}/{reward}"] = row[f"{what}{end}"]
+                    found[f"{policy}/{what}{end}/{reward}"] = row[f"{what}{end}"]
             for key in ("length", "length_low", "length_high", "finished"):
                 found[f"{policy}/{key}"] = row[key]
         return found

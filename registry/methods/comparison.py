@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import comb
 from scipy.stats import bootstrap
 
 Array = NDArray[np.float64]
@@ -44,6 +45,48 @@ def win_rates(ours: Array, theirs: Array) -> Array:
     samples = ours.shape[1]
     counted = ~np.eye(samples, dtype=bool) if samples > 1 else np.ones((1, 1), dtype=bool)
     return np.asarray(above[:, counted].mean(axis=1), dtype=np.float64)
+
+
+def best_of_n_win_rates(ours: Array, theirs: Array, n: int) -> Array:
+    """Per prompt, the probability that the best of n samples of ours scores above the best of n independent ones of theirs,
+    ties counting one half: what a policy is worth behind best-of-n (InfAlign, arXiv 2412.19792). Of the worst of n it is one
+    less this of the negated rewards.
+
+    The mean over all pairs of n samples of ours and n of theirs that have no number in common, for samples of one number share
+    their random numbers (`win_rates` is the case n = 1).
+
+    Args:
+        ours, theirs: rewards [prompts, samples].
+    Returns:
+        [prompts], each in [0, 1].
+    Raises:
+        ValueError: there are fewer than 2 n samples.
+    """
+    samples = ours.shape[1]
+    if samples < 2 * n:
+        raise ValueError(f"{samples} samples are too few: the best of {n} on both sides needs {2 * n}")
+    below = [_ranked_below(side) for side in (ours, theirs)]
+    # Where p is the best of ours and q of theirs, the others are among those below p and below q, and neither p nor q.
+    both = np.einsum("ipk,iqk->ipq", *(side.astype(np.int64) for side in below))
+    many_ours = below[0].sum(2)[:, :, None] - below[0]
+    many_theirs = below[1].sum(2)[:, None, :] - below[1].transpose(0, 2, 1)
+    only_ours, only_theirs = many_ours - both, many_theirs - both
+    choose = comb(np.arange(samples + 1)[:, None], np.arange(n)[None, :])
+    ways = sum(
+        choose[both, t] * choose[only_ours, n - 1 - t] * choose[np.maximum(both + only_theirs - t, 0), n - 1]
+        for t in range(n)
+    )
+    ways = np.where(np.eye(samples, dtype=bool), 0.0, ways)
+    above = (ours[:, :, None] > theirs[:, None, :]) + 0.5 * (ours[:, :, None] == theirs[:, None, :])
+    whole = comb(samples, n) * comb(samples - n, n)
+    return np.asarray((ways * above).sum((1, 2)) / whole, dtype=np.float64)
+
+
+def _ranked_below(rewards: Array) -> NDArray[np.bool_]:
+    """[prompts, p, k]: whether sample k comes after sample p; of equal ones the first comes first."""
+    numbers = np.arange(rewards.shape[1])
+    less = rewards[:, None, :] < rewards[:, :, None]
+    return np.asarray(less | ((rewards[:, None, :] == rewards[:, :, None]) & (numbers[None, :] > numbers[:, None])))
 
 
 def interval(values: Array, *, confidence: float, resamples: int, seed: int) -> Interval:

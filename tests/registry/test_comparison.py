@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.methods import comparison
-from registry.methods.comparison import accuracy, interval, win_rates
+from registry.methods.comparison import accuracy, best_of_n_win_rates, interval, win_rates
 from registry.methods.preferences import pairs_by_reward
 
 
@@ -46,6 +48,43 @@ def test_two_policies_share_one_win_between_them(ours, theirs) -> None:
 def test_win_rates_ignore_the_scale_of_the_reward(scale, shift) -> None:
     a, b = np.array([[0.0, 1.0, 3.0]]), np.array([[1.0, 2.0, 0.5]])
     assert (win_rates(a * scale + shift, b * scale + shift) == win_rates(a, b)).all()
+
+
+SIX = st.lists(st.integers(-2, 2), min_size=6, max_size=6)
+
+
+@given(SIX, SIX, st.sampled_from([1, 2, 3]))
+def test_behind_best_of_n_it_is_the_mean_over_all_pairs_of_sets_without_a_common_number(ours, theirs, n) -> None:
+    wins = []
+    for mine in itertools.combinations(range(6), n):
+        for its in itertools.combinations(set(range(6)) - set(mine), n):
+            a, b = max(ours[i] for i in mine), max(theirs[i] for i in its)
+            wins.append((a > b) + 0.5 * (a == b))
+    found = best_of_n_win_rates(np.array([ours], dtype=float), np.array([theirs], dtype=float), n)
+    assert found == pytest.approx(np.mean(wins))
+
+
+@given(st.lists(SIX, min_size=1, max_size=4))
+def test_behind_best_of_n_too_a_policy_against_itself_is_one_half(rows) -> None:
+    rewards = np.array(rows, dtype=float)
+    assert best_of_n_win_rates(rewards, rewards, 3) == pytest.approx(0.5)
+    assert best_of_n_win_rates(rewards, rewards[:, ::-1].copy(), 1) == pytest.approx(
+        win_rates(rewards, rewards[:, ::-1])
+    )
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_best_of_n_of_a_policy_that_is_best_of_two_is_best_of_2n(n: int) -> None:
+    # Against the best of n, the best of 2 n other draws: 2 n of 3 n have the highest. The numbers are shared.
+    prompts, samples = 4_000, 2 * n
+    draws = np.random.default_rng(n).random((prompts, 2, samples))
+    found = best_of_n_win_rates(draws.max(axis=1), draws[:, 0], n)
+    assert found.mean() == pytest.approx(2 / 3, abs=4 * found.std() / prompts**0.5)
+
+
+def test_too_few_samples_for_two_sets_are_refused() -> None:
+    with pytest.raises(ValueError, match="7 samples are too few: the best of 4 on both sides needs 8"):
+        best_of_n_win_rates(np.zeros((1, 7)), np.zeros((1, 7)), 4)
 
 
 def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:

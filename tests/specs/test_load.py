@@ -148,6 +148,22 @@ def test_a_win_rate_of_policies_that_share_their_draws_needs_two_samples(write) 
     load(write(single.replace("policies: [base, bon]", "policies: [base]")))
 
 
+def test_two_sets_of_samples_without_a_common_number_need_as_many_samples(write) -> None:
+    text = GOOD.replace("rewards: [rm, gold]", "rewards: [rm, gold], inference: [{method: best_of_n, n: 2}]")
+    (found,) = mistakes(write(text))
+    assert found.endswith(
+        "stages.table.inference[0].n  2 samples on both sides that share no random numbers are 4 a prompt; raise "
+        "`budget.samples_per_prompt` from 2"
+    )
+    enough = text.replace("inference:", "budget: {samples_per_prompt: 4}, inference:")
+    bar = ', expect: {bon: {best_of_2_win_rate.gold: ">= 0.5"}}, inference:'
+    load(write(enough.replace(", inference:", bar)))
+    assert (
+        "did you mean `best_of_2_win_rate.gold`"
+        in mistakes(write(enough.replace(", inference:", bar.replace("2_", "3_"))))[0]
+    )
+
+
 def test_a_mistake_in_a_sweep_hides_no_other_and_none_is_said_of_what_refers_to_it(write) -> None:
     text = GOOD.replace("n: 4}", "sweep: {n: 4}}").replace("samples: 4", "smaples: 4")
     first, second = mistakes(write(text))

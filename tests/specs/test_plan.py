@@ -142,7 +142,7 @@ HASHED = {
     "cards": {"method", "from", "reward", "target", "alpha", "beta", "entropy", "shortest", "longest", "tries"}
     | {"temperature", "top_k", "top_p"},
     "mod": {"method", "from", "policies", "temperature", "top_k", "top_p"},
-    "table": {"policies", "against", "prompts", "rewards", "budget", "resamples", "confidence", "seed"},
+    "table": {"policies", "against", "prompts", "rewards", "budget", "inference", "resamples", "confidence", "seed"},
     "base": {"revision", "template", "pad_token", "via", "precision"},
     "p.train": {"revision", "subset", "hub_split", "format", "columns", "rows", "split"},
     "gold": set(),

@@ -14,7 +14,7 @@ import pytest
 import stages
 import tiny
 
-from registry.methods.comparison import interval
+from registry.methods.comparison import best_of_n_win_rates, interval
 from tasks.evaluation_table import generations, named
 
 STAGES = """\
@@ -260,3 +260,17 @@ def test_a_policy_that_chooses_is_told_for_every_number_of_its_draws(evaluate: E
     worst = evaluate("[base, bon]", rename=("method: best_of_n", "method: worst_of_n"))
     falling = [row["reward"] for row in named(worst.artifact).best_of()]
     assert falling == sorted(falling, reverse=True) and falling[0] == pytest.approx(letters[0])
+
+
+def test_policies_are_put_behind_best_and_worst_of_n_with_the_judging_reward_choosing(evaluate: Evaluate) -> None:
+    procedures = "inference: [{method: best_of_n, n: 2}, {method: worst_of_n, n: 2}]"
+    built = evaluate("[base, bon]", samples=4, rename=("resamples: 300", f"resamples: 300\n    {procedures}"))
+    evaluation = named(built.artifact)
+    rows = {row["policy"]: row for row in evaluation.rows()}
+    base, bon = values(built, 0), values(built, 1)
+    assert evaluation.inference == ["best_of_2_win_rate", "worst_of_2_win_rate"]
+    assert rows["bon"]["best_of_2_win_rate"] == pytest.approx(best_of_n_win_rates(bon, base, 2).mean())
+    assert rows["bon"]["worst_of_2_win_rate"] == pytest.approx(1 - best_of_n_win_rates(-bon, -base, 2).mean())
+    assert rows["base"]["best_of_2_win_rate"] == rows["base"]["worst_of_2_win_rate"] == pytest.approx(0.5)
+    assert evaluation.metric("bon", "best_of_2_win_rate.letters") == rows["bon"]["best_of_2_win_rate"] > 0.5
+    assert evaluation.metrics()["bon/worst_of_2_win_rate_low/letters"] == rows["bon"]["worst_of_2_win_rate_low"]
