@@ -86,8 +86,8 @@ def cards(policy: Any, judge: Any, prompts: Prompts, *, rule: Segments, new: int
     judging = Judge(reader, rule, observer=told.append)
     asked = _asked(prompts, new, rows=len(prompts))
     found = sample(policy, prompts, guidance=judging, samples=1, count=count, **asked)
-    segments = [event["segment"] for event in told]
-    rejected, sampled = sum(not s["accepted"] for s in segments), sum(len(s["ids"]) for s in segments)
+    segments = [s for event in told if (s := event["segment"])["verdict"] != "best of all tries"]
+    rejected, sampled = sum(s["verdict"] == "refused" for s in segments), sum(len(s["ids"]) for s in segments)
     return Run(_ids(found), count, [reader.count]), Tried(len(segments), rejected, sampled)
 
 

@@ -20,7 +20,8 @@ from typing import Any
 garbage.disable()  # imports make much and free nothing; `run` switches it on again
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # 20 ms of looking for plug-ins we do not use
 
-from specs.problems import Problem, SpecError, UnfitError, UserError  # noqa: E402  (after the line above)
+from flows.options import OPTIONS  # noqa: E402  (after the line above)
+from specs.problems import Problem, SpecError, UnfitError, UserError  # noqa: E402
 
 Arguments = argparse.Namespace
 
@@ -41,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # how a dialogue ends, or a server that is still loading
+        print(file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
@@ -68,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         made = verbs.add_parser(function.__name__, help=text, description=text)
         made.set_defaults(verb=function)
         for option in options:
-            names, settings = _OPTIONS[option]
+            names, settings = OPTIONS[option]
             made.add_argument(*names, **settings)
         return made
 
@@ -86,90 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     verb(doctor, "json")
     verb(gc, "delete")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "spec": (("spec",), {"metavar": "SPEC", "type": Path, "help": "a study file"}),
-    "specs": (("specs",), {"metavar": "SPEC", "type": Path, "nargs": "+", "help": "study files"}),
-    "stage": (("stage",), {"metavar": "STAGE", "nargs": "?", "help": "one stage of it"}),
-    "recipe": (
-        ("recipe",),
-        {"metavar": "RECIPE", "nargs": "?", "default": "quickstart", "help": "default: quickstart"},
-    ),
-    "folder": (
-        ("folder",),
-        {"metavar": "FOLDER", "nargs": "?", "type": Path, "default": Path(), "help": "default: here"},
-    ),
-    "path": (("path",), {"metavar": "PATH", "nargs": "?", "default": "", "help": "such as stages.reward_model.beta"}),
-    "set": (
-        ("--set",),
-        {
-            "metavar": "A.B=C",
-            "action": "append",
-            "default": [],
-            "dest": "sets",
-            "help": "write a value over the file's",
-        },
-    ),
-    "force": (("--force",), {"metavar": "STAGE", "action": "append", "default": [], "help": "build this stage anew"}),
-    "offline": (
-        ("--offline",),
-        {"action": "store_true", "help": "use nothing from the network that is not here already"},
-    ),
-    "json": (("--json",), {"action": "store_true", "help": "print JSON"}),
-    "policy": (("--policy",), {"metavar": "NAME", "required": True, "help": "a model or decoding rule of the study"}),
-    "policies": (
-        ("--policy",),
-        {
-            "metavar": "NAME",
-            "required": True,
-            "action": "append",
-            "dest": "policies",
-            "help": "a model or decoding rule of the study; give it again for more",
-        },
-    ),
-    "host": (
-        ("--host",),
-        {"metavar": "ADDRESS", "default": "127.0.0.1", "help": "default: 127.0.0.1, this machine alone"},
-    ),
-    "port": (("--port",), {"metavar": "N", "type": int, "default": 8000, "help": "default: 8000; 0 is any free one"}),
-    "api_key": (
-        ("--api-key",),
-        {
-            "metavar": "KEY",
-            "default": os.environ.get("ALIGNFLOW_API_KEY"),
-            "help": "what clients must send; needed for any other --host (default: the variable ALIGNFLOW_API_KEY)",
-        },
-    ),
-    "longest_answer": (
-        ("--max-new-tokens",),
-        {"metavar": "N", "type": _positive, "default": 512, "help": "the most tokens of an answer (default: 512)"},
-    ),
-    "prompt": (("--prompt",), {"metavar": "TEXT", "help": "what to answer; without it and --file, a dialogue"}),
-    "file": (("--file",), {"metavar": "FILE", "type": Path, "help": "prompts: JSON Lines, Parquet, or one a line"}),
-    "samples": (
-        ("--samples",),
-        {"metavar": "N", "type": _positive, "default": 1, "help": "answers to each (default: 1)"},
-    ),
-    "max_new_tokens": (
-        ("--max-new-tokens",),
-        {"metavar": "N", "type": _positive, "default": 128, "help": "the most tokens of an answer (default: 128)"},
-    ),
-    "seed": (("--seed",), {"metavar": "N", "type": int, "help": "default: the study's"}),
-    "trace": (
-        ("--trace",),
-        {"action": "store_true", "help": "print what was looked at before each choice, and log it to MLflow"},
-    ),
-    "quiet": (("--quiet", "-q"), {"action": "store_true", "help": "print nothing unless something fails"}),
-    "delete": (("--delete",), {"action": "store_true", "help": "delete them; without this they are only listed"}),
-}
 
 
 def _tell(problems: list[Problem], as_json: bool) -> None:
@@ -241,9 +161,9 @@ def plan(arguments: Arguments) -> None:
         return
     for name in view.to_fetch():
         print(f"fetch    {name} ({view.nodes[name].node.entry.source})")
-    width = max(map(len, view.planned))
+    width, kinds = max(map(len, view.planned)), max(len(p.step.kind) for p in view.planned.values())
     for name, p in view.planned.items():
-        print(f"{p.state:8} {name:{width}}  {p.step.fingerprint[:16]}  {p.step.kind:12}  {p.why}")
+        print(f"{p.state:8} {name:{width}}  {p.step.fingerprint[:16]}  {p.step.kind:{kinds}}  {p.why}")
 
 
 def run(arguments: Arguments) -> int:

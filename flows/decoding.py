@@ -44,7 +44,11 @@ class Trace:
         decode = self.models.language_model(rule_of(self.policy).model).tokenizer.decode
         for place, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
             for number, one in enumerate(row):
-                own = [e for e in self.events if (e["prompt"], e["sample"]) == (place, number)]
+                own = [
+                    e
+                    for e in self.events
+                    if (e["prompt"], e["sample"], e.get("of", number)) == (place, one.draw, number)
+                ]
                 steps = [_in_words(event, decode, guides_of(self.policy)) for event in own]
                 print("\n".join(line for step in steps for line in _lines(step)))
                 self.told.append({"prompt": [dict(m) for m in prompt.messages], "answer": one.text, "steps": steps})
@@ -98,12 +102,14 @@ def _lines(step: Mapping[str, Any]) -> Iterator[str]:
         yield f"{at}  score {one['score']:8.3f}  {one['text']!r} {'<-' if one['chosen'] else ''}".rstrip()
     if "segment" in step:
         one = step["segment"]
-        verdict = "accepted" if one["accepted"] else "refused"
-        yield f"{step['step']:4}  reward {one['reward']:8.3f}  threshold {one['threshold']:8.3f}  {verdict}  {one['text']!r}"
+        told = f"reward {one['reward']:8.3f}  threshold {one['threshold']:8.3f}  {one['verdict']}  {one['text']!r}"
+        yield f"{step['step']:4}  {told}"
+    for one in step.get("draws", ()):
+        yield f"draw {one['draw']}  reward {one['reward']:8.3f}  {one['text']!r} {'<-' if one['chosen'] else ''}".rstrip()
 
 
 class Asking:
-    """A policy that answers."""
+    """A policy that answers; its models are loaded once."""
 
     def __init__(
         self, view: View, policy: str, *, samples: int, max_new_tokens: int, seed: int | None, trace: bool = False
@@ -114,7 +120,7 @@ class Asking:
         self.execution = view.study.execution
         self.log = Log(lambda event: None)
         self.models = Models(self.execution.rows, Bases() if rule_of(self.policy).guided else None)
-        self.scores = Scores(self.execution, self.log)
+        self.scores = Scores(self.execution, self.log, self.models)
         self.trace = Trace(view, self.policy, self.models) if trace else None
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[list[Answer]]:

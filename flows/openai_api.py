@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from registry.rows import Prompt
-from tasks.live import Asked, Done
+from tasks.requests import Asked, Done
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0, 0.0),
+    "presence_penalty": (None, 0, 0.0),
     "logit_bias": (None, {}),
     "logprobs": (None, False),
     "top_logprobs": (None,),
@@ -49,15 +49,35 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def _writable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a character (a lone surrogate), which no text can") from None
+    return text
+
+
+Written = Annotated[str, AfterValidator(_writable)]
+
+
 class Text(_Strict):
     type: Literal["text"]
-    text: str
+    text: Written
 
 
 class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Text]
+    content: Written | list[Text]
     name: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _is_text(cls, content: Any) -> Any:
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind != "text":
+                raise ValueError(f"parts of type `{kind}` are not supported: only text is")
+        return content
 
     @property
     def as_turn(self) -> dict[str, str]:
@@ -70,11 +90,11 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = False
 
 
-class _Asking(_Strict):
+class _Body(_Strict):
     model: str
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: Written | Annotated[list[Written], Field(max_length=16)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -87,7 +107,7 @@ class _Asking(_Strict):
         if not isinstance(data, dict):
             return data
         for name, values in NEUTRAL.items():
-            if name in data and values and data[name] not in values:
+            if name in data and values and not any(type(data[name]) is type(v) and data[name] == v for v in values):
                 raise ValueError(f"`{name}` is not supported: leave it out")
         return {key: value for key, value in data.items() if key not in NEUTRAL}
 
@@ -95,22 +115,23 @@ class _Asking(_Strict):
     def most(self) -> int | None:
         return self.max_tokens
 
-    def asked(self, prompt: Prompt, most: int, *, is_plain: bool) -> Asked:
+    def asked(self, prompt: Prompt, *, is_plain: bool) -> Asked:
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Asked(
             self.model,
             prompt,
             is_plain,
             self.n or 1,
-            most if self.most is None else self.most,
+            self.most,
             secrets.randbelow(2**31) if self.seed is None else self.seed,
             self.temperature,
             self.top_p,
             tuple(text for text in stop if text),
+            bool(self.stream),
         )
 
 
-class ChatCompletion(_Asking):
+class ChatCompletion(_Body):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
@@ -130,10 +151,11 @@ class ChatCompletion(_Asking):
         return [Prompt(tuple(message.as_turn for message in self.messages))]
 
 
-class Completion(_Asking):
-    prompt: (
-        Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-    )
+Asking = Annotated[Written, Field(min_length=1)]
+
+
+class Completion(_Body):
+    prompt: Asking | Annotated[list[Asking], Field(min_length=1, max_length=128)]
 
     @property
     def prompts(self) -> list[Prompt]:

@@ -13,7 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import Depends, FastAPI, Request
@@ -24,9 +24,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from flows.openai_api import Answering, ChatCompletion, Completion, error, usage
 from specs.problems import UserError, did_you_mean, listed
-from tasks.live import Asked, Done, End, Event, Failed, Live, Piece
+from tasks.live import Live
+from tasks.requests import Asked, Done, End, Event, Failed, Piece
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+Heard = TypeVar("Heard")
 AWAY = 0.5
 """Seconds between two looks at whether a client that waits for a whole answer is still there."""
 
@@ -36,12 +38,12 @@ class Refused(Exception):
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        kind = "server_error" if status >= 500 else "invalid_request_error"
+        kind = {429: "rate_limit_error"}.get(status, "server_error" if status >= 500 else "invalid_request_error")
         self.response = JSONResponse(error(message, kind, param=param, code=code), status)
 
 
-class Asking:
-    """Requests under way: one for each prompt, all heard in one place."""
+class Underway:
+    """The answers to a request: one for each of its prompts, all heard in one place."""
 
     def __init__(self, live: Live, asked: Sequence[Asked]) -> None:
         loop = asyncio.get_running_loop()
@@ -64,7 +66,7 @@ class Asking:
         while self._left:
             number, event = await self.events.get()
             if isinstance(event, Failed):
-                raise Refused(400 if event.is_askers else 500, event.message)
+                raise Refused({"request": 400, "policy": 500, "busy": 429}[event.fault], event.message)
             self._left -= isinstance(event, Done)
             yield (0 if isinstance(event, Done) else number * self.samples + event.choice), event
 
@@ -130,15 +132,14 @@ def application(live: Live, *, api_key: str | None = None) -> FastAPI:
         if (body.most or 0) > live.max_new_tokens:
             raise Refused(400, f"an answer has at most {live.max_new_tokens} tokens here", param="max_tokens")
         is_plain = isinstance(body, Completion)
-        asking = Asking(live, [body.asked(prompt, live.max_new_tokens, is_plain=is_plain) for prompt in body.prompts])
+        asking = Underway(live, [body.asked(prompt, is_plain=is_plain) for prompt in body.prompts])
         if not body.stream:
             return JSONResponse(await _whole(asking, Answering(body), request))
         events = aiter(asking)
-        try:
-            first = await anext(events)  # what is wrong with a request is told before the stream begins
-        except Refused:
-            asking.give_up()
-            raise
+        # What is wrong with a request is told before the stream begins.
+        first = await _heard(asyncio.ensure_future(anext(events)), asking, request)
+        if first is None:
+            return Response(status_code=499)  # nobody is there to read it
         lines = _stream(
             asking, first, events, Answering(body), bool(body.stream_options and body.stream_options.include_usage)
         )
@@ -155,7 +156,7 @@ def application(live: Live, *, api_key: str | None = None) -> FastAPI:
     return app
 
 
-async def _whole(asking: Asking, answering: Answering, request: Request) -> dict[str, Any]:
+async def _whole(asking: Underway, answering: Answering, request: Request) -> dict[str, Any]:
     """The answer once all of it is there."""
     texts, reasons, done = [""] * asking.choices, [""] * asking.choices, list[Done]()
 
@@ -169,21 +170,28 @@ async def _whole(asking: Asking, answering: Answering, request: Request) -> dict
                 case Done():
                     done.append(event)
 
-    gathering = asyncio.ensure_future(gather())
-    try:
-        while not (await asyncio.wait([gathering], timeout=AWAY))[0]:
-            if await request.is_disconnected():
-                break
-        else:
-            await gathering
-    finally:
-        gathering.cancel()
-        asking.give_up()
+    await _heard(asyncio.ensure_future(gather()), asking, request)
+    asking.give_up()
     return answering.whole(texts, reasons, usage(done))
 
 
+async def _heard(waiting: asyncio.Future[Heard], asking: Underway, request: Request) -> Heard | None:
+    """What is waited for; None where the client went away meanwhile, who gives the request up by that."""
+    try:
+        while not (await asyncio.wait([waiting], timeout=AWAY))[0]:
+            if await request.is_disconnected():
+                asking.give_up()
+                return None
+        return await waiting
+    except BaseException:
+        asking.give_up()
+        raise
+    finally:
+        waiting.cancel()
+
+
 async def _stream(
-    asking: Asking,
+    asking: Underway,
     first: tuple[int, Event],
     events: AsyncIterator[tuple[int, Event]],
     answering: Answering,
@@ -225,6 +233,10 @@ def _sent(chunk: dict[str, Any]) -> str:
 
 def serve(live: Live, *, host: str, port: int, api_key: str | None) -> None:
     """Serve until interrupted; port 0 is any free one. Raises `UserError` for a place that cannot be had."""
+    if api_key is not None and not api_key.strip():
+        raise UserError(
+            "--api-key (or ALIGNFLOW_API_KEY) is empty: whoever sends none would have it; give one, or unset it"
+        )
     if api_key is None and host not in LOOPBACK:
         raise UserError(f"--host {host} is open to others; give an --api-key, or leave --host out")
     with _bound(host, port) as place:
@@ -248,9 +260,9 @@ def _bound(host: str, port: int) -> socket.socket:
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         place.bind((host, port))
-    except OSError as problem:
+        place.listen(2048)  # from now on whoever comes waits, and nobody is turned away
+    except (OSError, OverflowError) as problem:
         place.close()
-        raise UserError(
-            f"{host}:{port} cannot be served at: {problem.strerror}; name another --host or --port"
-        ) from None
+        why = problem.strerror if isinstance(problem, OSError) else "ports go up to 65535"
+        raise UserError(f"{host}:{port} cannot be served at: {why}; name another --host or --port") from None
     return place

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from registry.artifacts import Artifact
-from registry.bases import Bases
 from registry.dialogue_text import Message, cut_left, encode_answer, encode_prompt
-from registry.language_models import load_language_model
+from registry.language_models import LanguageModel
 from registry.log_probs import score_rows
 from registry.reward_models import reads
 from registry.rewards import Score
 
 
-def autoregressive_scores(artifact: Artifact, batch: int, bases: Bases | None = None) -> Score:
+def autoregressive_scores(artifact: Artifact, batch: int, loaded: LanguageModel) -> Score:
     """Every answer is read as a finished one, as by every reward model. One that is too long loses its prompt's
     beginning."""
-    loaded = load_language_model(artifact, bases=bases)
     longest = reads(loaded.model, loaded.tokenizer, int(artifact.fields["max_length"]))
 
     def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:

@@ -22,7 +22,7 @@ from registry.rows import part as part_of
 from specs.base import environment_names, expand_environment
 from specs.data import DATA_SUFFIXES, Data
 from specs.plan import Fact
-from specs.problems import UnfitError, UserError, did_you_mean
+from specs.problems import UnfitError, UserError, did_you_mean, listed
 from specs.sources import origin
 
 CATALOGUE = {
@@ -102,7 +102,9 @@ def _file(data: Data) -> Path:
         raise UserError(f"`{data.source}` has an unknown suffix; there are {suffixes}")
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"there is no file `{data.source}`{did_you_mean(path.name, beside)}")
+        names = listed(environment_names(data.source))
+        hint = did_you_mean(path.name, beside) or (f"; look at what {names} holds" if names else "")
+        raise UserError(f"there is no file `{data.source}`{hint}")
     # A pipe would be emptied by the digest, and nothing left for the reader.
     if not path.is_file():
         raise UserError(f"`{data.source}` is not a regular file")

@@ -137,6 +137,11 @@ def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
+def decode_plain(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text that goes on from a text: the spaces at its ends belong to it."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
 def _plain(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

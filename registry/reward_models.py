@@ -71,9 +71,9 @@ def with_score_head(causal: Any, seed: int) -> Any:
 
 def load_reward_model(
     artifact: Artifact, *, precision: str | None = None, bases: Bases | None = None
-) -> tuple[Any, Any]:
-    """A trained reward model and its tokenizer, in its own precision (or in `precision`). In fp32 its adapter is in the
-    weights unless those are shared by way of `bases`, else beside them."""
+) -> tuple[Any, Any, int]:
+    """A trained reward model, its tokenizer, and -1: its only output is the reward. It is in its own precision (or in
+    `precision`). In fp32 its adapter is in the weights unless those are shared by way of `bases`, else beside them."""
     assert artifact.folder is not None
     resolved = precision or own_precision(artifact)
     if (artifact.folder / WEIGHTS).is_dir():
@@ -91,7 +91,7 @@ def load_reward_model(
         model = PeftModel.from_pretrained(with_score_head(below, 0), str(artifact.folder / ADAPTER))
         if resolved == "fp32" and bases is None:
             model = model.merge_and_unload()
-    return model.to(device()).eval(), load_tokenizer(artifact)
+    return model.to(device()).eval(), load_tokenizer(artifact), -1
 
 
 def load_classifier(artifact: Artifact) -> tuple[Any, Any, int]:
@@ -162,29 +162,20 @@ def unused_id(rows: Sequence[Sequence[int]], vocabulary: int) -> int:
     return next(i for i in range(vocabulary - 1, -1, -1) if i not in used)
 
 
-def trained_scores(artifact: Artifact, batch: int, bases: Bases | None = None) -> Score:
-    """A trained reward model as a function of prompts and answers."""
-    model, tokenizer = load_reward_model(artifact, bases=bases)
-    return _scores(artifact, model, tokenizer, batch, lambda outputs: outputs[:, 0])
-
-
-def classifier_scores(artifact: Artifact, batch: int) -> Score:
-    """An external classifier as a function of prompts and answers."""
-    model, tokenizer, label = load_classifier(artifact)
-    if label < 0:
-        return _scores(artifact, model, tokenizer, batch, lambda outputs: outputs[:, 0])
-    return _scores(artifact, model, tokenizer, batch, lambda outputs: outputs.log_softmax(-1)[:, label])
-
-
-def _scores(
-    artifact: Artifact, model: Any, tokenizer: Any, batch: int, chosen: Callable[[torch.Tensor], torch.Tensor]
-) -> Score:
+def longest_dialogue(artifact: Artifact, model: Any, tokenizer: Any) -> int:
+    """The most tokens that a reward reads of a dialogue; of a longer one it reads the end."""
     while "experts" in artifact.inputs:  # a soup reads what its experts read
         artifact = artifact.inputs["experts"][0]
-    longest = reads(model, tokenizer, int(artifact.fields["max_length"]))
+    return reads(model, tokenizer, int(artifact.fields["max_length"]))
+
+
+def classifier_scores(artifact: Artifact, batch: int, model: Any, tokenizer: Any, label: int) -> Score:
+    """A sequence classifier as a function of prompts and answers: its only output, or the log-probability of a class."""
+    longest = longest_dialogue(artifact, model, tokenizer)
 
     def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
         rows = [dialogue_ids(tokenizer, p, a, longest) for p, a in zip(prompts, answers, strict=True)]
-        return [float(x) for x in chosen(logits(model, rows, batch=batch))]
+        outputs = logits(model, rows, batch=batch)
+        return [float(x) for x in (outputs[:, 0] if label < 0 else outputs.log_softmax(-1)[:, label])]
 
     return score

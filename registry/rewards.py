@@ -6,9 +6,9 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from registry.artifacts import Artifact
-from registry.bases import Bases
 from registry.dialogue_text import Message, shown
 from specs.calibration import Calibrate
 from specs.preference_training import AutoregressiveRewardModel
@@ -19,13 +19,36 @@ Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 """Prompts and answers to one number each."""
 
 
-def scorer(artifact: Artifact, *, batch: int, bases: Bases | None = None) -> Score:
-    """The scorer of a reward. `batch` rows go through a model at once; its weights may be shared by way of `bases`. Raises
-    `UserError` when it is called and the reward raises, returns too few scores, or one that is not finite."""
-    return _checked(artifact.name, _scorer(artifact, batch, bases))
+class Loader(Protocol):
+    """Where a reward gets its models from."""
+
+    def language_model(self, artifact: Artifact) -> Any: ...
+
+    def reward_model(self, artifact: Artifact) -> tuple[Any, Any, int]:
+        """A sequence classifier, its tokenizer, and the index of the class that is the reward (-1: the only output)."""
 
 
-def _scorer(artifact: Artifact, batch: int, bases: Bases | None) -> Score:
+class Anew:
+    """A loader that holds nothing."""
+
+    def language_model(self, artifact: Artifact) -> Any:
+        from registry.language_models import load_language_model
+
+        return load_language_model(artifact)
+
+    def reward_model(self, artifact: Artifact) -> tuple[Any, Any, int]:
+        from registry.reward_models import load_classifier, load_reward_model
+
+        return load_classifier(artifact) if isinstance(artifact.entry, Classifier) else load_reward_model(artifact)
+
+
+def scorer(artifact: Artifact, *, batch: int, loader: Loader | None = None) -> Score:
+    """The scorer of a reward. `batch` rows go through a model at once. Raises `UserError` when it is called and the reward
+    raises, returns too few scores, or one that is not finite."""
+    return _checked(artifact.name, _scorer(artifact, batch, loader or Anew()))
+
+
+def _scorer(artifact: Artifact, batch: int, loader: Loader) -> Score:
     match artifact.entry:
         case Lexicon():
             return _lexicon()
@@ -34,23 +57,19 @@ def _scorer(artifact: Artifact, batch: int, bases: Bases | None) -> Score:
         case PythonReward(target=target):
             return _python(artifact.name, target)
         case Weighted():
-            return _weighted(artifact, batch, bases)
+            return _weighted(artifact, batch, loader)
         case Calibrate():
             from registry.calibration import calibrated_scores
 
-            return calibrated_scores(artifact, scorer(artifact.one("reward"), batch=batch, bases=bases))
+            return calibrated_scores(artifact, scorer(artifact.one("reward"), batch=batch, loader=loader))
         case AutoregressiveRewardModel():
             from registry.autoregressive_rewards import autoregressive_scores
 
-            return autoregressive_scores(artifact, batch, bases)
-        case Classifier():
+            return autoregressive_scores(artifact, batch, loader.language_model(artifact))
+        case _:  # a classifier, a reward model, or a soup of them
             from registry.reward_models import classifier_scores
 
-            return classifier_scores(artifact, batch)
-        case _:  # a reward model, or a soup of them
-            from registry.reward_models import trained_scores
-
-            return trained_scores(artifact, batch, bases)
+            return classifier_scores(artifact, batch, *loader.reward_model(artifact))
 
 
 def _lexicon() -> Score:
@@ -60,10 +79,10 @@ def _lexicon() -> Score:
     return lambda prompts, responses: [analyzer.polarity_scores(r)["compound"] for r in responses]
 
 
-def _weighted(artifact: Artifact, batch: int, bases: Bases | None) -> Score:
+def _weighted(artifact: Artifact, batch: int, loader: Loader) -> Score:
     weights: dict[str, float] = artifact.fields["of"]
     distinct = {a.fingerprint: a for a in artifact.inputs["of"]}
-    parts = [(weights[mark], scorer(a, batch=batch, bases=bases)) for mark, a in distinct.items()]
+    parts = [(weights[mark], scorer(a, batch=batch, loader=loader)) for mark, a in distinct.items()]
 
     def score(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
         columns = [[weight * x for x in part(prompts, responses)] for weight, part in parts]

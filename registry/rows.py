@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Generic, Literal, TypeVar
 
-from registry.dialogue_text import Message
+from registry.dialogue_text import Message, encode_plain, encode_prompt
 from specs.problems import UserError
 
 
@@ -30,6 +30,15 @@ class Prompt:
         """16 hex digits that depend on the messages alone."""
         turns = [[m["role"], m["content"]] for m in self.messages]
         return _digest(json.dumps(turns, ensure_ascii=False))[:16]
+
+
+def encode_request(tokenizer: Any, prompt: Prompt, is_plain: bool) -> list[int]:
+    """The tokens that a model reads of a prompt; of a plain one its text as it stands, without a template."""
+    return (
+        encode_plain(tokenizer, prompt.messages[-1]["content"])
+        if is_plain
+        else encode_prompt(tokenizer, prompt.messages)
+    )
 
 
 @dataclass(frozen=True, slots=True)

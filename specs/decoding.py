@@ -157,6 +157,15 @@ class DecodeGenARM(_Guided):
     """Divide the sum of log-probabilities by one plus the guides' weights, as the published code does; it then samples at a
     temperature of one over that, which restores the paper's product."""
 
+    @model_validator(mode="after")
+    def _can_be_divided(self) -> DecodeGenARM:
+        total = 1 + self.strength * sum(self.guides.values())
+        if self.official_code and total <= 0:
+            raise ValueError(
+                f"`official_code` divides by one plus the guides' weights, which is {total:g}; it has to be positive"
+            )
+        return self
+
 
 class DecodeMOD(_Guided):
     """Multi-objective decoding (Shi et al., arXiv 2406.18853): the product of several policies, each to the power of its
@@ -183,7 +192,9 @@ class DecodeCARDS(_Sampled):
     reward: PrefixReward
     """A reward model or prefix scorer that reads the same tokens."""
     target: Number
-    """The reward from which on everything is accepted, in the reward's own unit."""
+    """The reward from which on everything is accepted, in the reward's own unit: to begin with, what the better half of the
+    model's own answers get (the table of a `label` or `evaluate` stage tells). The threshold rises over the most tokens that
+    an answer may have, so the same seed gives other answers under another limit."""
     alpha: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.5
     """Where between the prompt's own reward (0) and the target (1) the threshold begins."""
     beta: Positive = 0.7

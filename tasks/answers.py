@@ -48,7 +48,7 @@ from tasks.row_lora import install
 from tasks.sampler import sample
 from tasks.scores import Scores
 from tasks.slot_cache import check_room
-from tasks.trace import Observer
+from tasks.trace import Observer, tell_draws
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Answer:
     text: str
     tokens: int
     finished: bool
+    draw: int = 0
+    """Its number among the draws to its prompt."""
 
 
 Source = tuple[str, float, int, float]
@@ -156,7 +158,7 @@ def answer(
         for policy, rule in zip(policies, rules, strict=True):
             if rule.reward is not None:
                 candidates[policy.fingerprint] = [row[: samples * rule.n] for row in found[rule.source]]
-    return [_choose(rule, prompts, found[rule.source], samples, scores) for rule in rules]
+    return [_choose(rule, prompts, found[rule.source], samples, scores, observer) for rule in rules]
 
 
 def draw(
@@ -201,7 +203,10 @@ def draw(
         else:
             way = Guidance([], observer=observer) if observer else None
         drawn = sample(loaded.model, encoded * len(rules), on_rows=on_rows, guidance=way, **asked)
-    rows = [[Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished) for s in row] for row in drawn]
+    rows = [
+        [Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished, j) for j, s in enumerate(row)]
+        for row in drawn
+    ]
     return [rows[start : start + len(prompts)] for start in range(0, len(rows), len(prompts))]
 
 
@@ -240,6 +245,7 @@ def _choose(
     candidates: list[list[Answer]],
     samples: int,
     scores: Scores,
+    observer: Observer | None,
 ) -> list[list[Answer]]:
     """Sample s of a rule looks at the draws s, s + S, s + 2S, ... of S samples: nested in n."""
     if rule.temperature == 0:
@@ -248,10 +254,15 @@ def _choose(
     if rule.reward is None:
         return kept
     rewards = scores.of(rule.reward, prompts, [[a.text for a in row] for row in kept])
-    return [
-        [row[best_draw([rule.sign * value for value in values], s, samples)] for s in range(samples)]
-        for row, values in zip(kept, rewards, strict=True)
-    ]
+    chosen = []
+    for place, (row, values) in enumerate(zip(kept, rewards, strict=True)):
+        chosen.append([row[best_draw([rule.sign * value for value in values], s, samples)] for s in range(samples)])
+        for s, one in enumerate(chosen[-1] if observer else ()):
+            assert observer is not None
+            numbers = range(s, len(row), samples)
+            texts, own = [row[j].text for j in numbers], [values[j] for j in numbers]
+            tell_draws(observer, place, s, texts, numbers, own, one.draw)
+    return chosen
 
 
 def best_draw(rewards: Sequence[float], sample: int, samples: int) -> int:

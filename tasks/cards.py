@@ -51,8 +51,9 @@ class Judge:
 
     reader: Reader
     segments: Segments
-    tail: Sequence[int] = ()
-    """What its template writes behind the end of an answer, after which a finished one is scored."""
+    ending: Sequence[int] = ()
+    """How its template ends an answer: the end of the turn and what it writes behind that, after which a finished one is
+    scored."""
     observer: Observer | None = None
     """Hears of every segment."""
     prompts: list[Tensor] = field(default_factory=list)
@@ -107,6 +108,8 @@ class _Accepting:
                 raise NotFinite(seat.prompt, seat.request.key)
             seat.ids.append(token)
         self.logits[:rows] = batch.policy.step(tokens)
+        if self.judge.ending:
+            tokens = tokens.masked_fill(torch.isin(tokens, batch.ends), self.judge.ending[0])
         self.rewards[:rows] = self.judge.reader.step(tokens)
         left = batch.leave([slot for slot in self._judged() if batch.is_over(batch.seats[slot])])
         for seat in left:
@@ -146,8 +149,8 @@ class _Accepting:
         """The rewards of the answers in `rows` as far as they go; of one that has ended, after what stands behind an end."""
         rewards = self.rewards[rows]
         ended = [place for place, row in enumerate(rows) if self.batch.seats[row].ids[-1] in self.batch.eos_ids]
-        if ended and self.judge.tail:
-            behind = _causal(self.judge.reader, self.judge.tail, [rows[place] for place in ended])
+        if ended and self.judge.ending[1:]:
+            behind = _causal(self.judge.reader, self.judge.ending[1:], [rows[place] for place in ended])
             rewards[ended] = behind[:, -1].to(rewards)
         found: list[float] = rewards.tolist()
         for row, reward in zip(rows, found, strict=True):
@@ -164,12 +167,24 @@ class _Accepting:
         state.tried.append((reward, segment))
         refused = next(state.accepting) >= acceptance(reward, bar, segments.beta)
         if self.judge.observer is not None:
-            tell_segment(self.judge.observer, seat, state.start, segment, reward, bar, not refused)
+            tell_segment(
+                self.judge.observer, seat, state.start, segment, reward, bar, "refused" if refused else "accepted"
+            )
         if refused:
             if len(state.tried) < segments.tries:
                 self._take_back(slot, seat, state)
                 return False
             best = max(range(len(state.tried)), key=lambda i: (state.tried[i][0], -i))
+            if self.judge.observer is not None:
+                tell_segment(
+                    self.judge.observer,
+                    seat,
+                    state.start,
+                    state.tried[best][1],
+                    state.tried[best][0],
+                    bar,
+                    "best of all tries",
+                )
             if best != len(state.tried) - 1:
                 self._take_back(slot, seat, state)
                 segment = state.tried[best][1]

@@ -6,10 +6,8 @@ text before which the answer would end. What was given is never taken back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
-
-from registry.dialogue_text import decode_answer
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 MISSING = "\N{REPLACEMENT CHARACTER}"
 
@@ -17,8 +15,10 @@ MISSING = "\N{REPLACEMENT CHARACTER}"
 class GrowingText:
     """See the module."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str], *, is_heard: bool = True) -> None:
+        """`decode` writes tokens out. Where nobody hears of the text before its end, and nothing stops it, it is written once."""
+        self.decode, self.stop = decode, stop
+        self.waits = not (is_heard or stop)
         self.tokens = 0
         self.whole = ""
         """All that has been given."""
@@ -30,7 +30,9 @@ class GrowingText:
         if self.reason is not None or (len(ids) == self.tokens and not is_over):
             return ""
         self.tokens = len(ids)
-        text = decode_answer(self.tokenizer, ids)
+        if self.waits and not is_over:
+            return ""
+        text = self.decode(ids)
         cuts = [place for stop in self.stop if (place := text.find(stop)) >= 0]
         if cuts:
             text, self.reason = text[: min(cuts)], "stop"

@@ -77,12 +77,13 @@ class NextTokens:
 class Prefixes:
     """A guide that scores what it has read: k candidates are k siblings in each row.
 
-    A candidate that ends the answer is scored after `tail`, what the guide's template writes behind the end: so a reward
-    model's score of it is its reward of the finished answer. All others are scored as far as they go, unfinished.
+    A candidate that ends the answer is read as `ending`, how the guide's template ends one (the end of a turn and what it
+    writes behind that): so a reward model's score of it is its reward of the finished answer. All others are scored as far
+    as they go, unfinished.
     """
 
     reader: Reader
-    tail: Sequence[int] = ()
+    ending: Sequence[int] = ()
 
     @property
     def readers(self) -> list[Reader]:
@@ -98,14 +99,16 @@ class Prefixes:
         assert candidates is not None, "a guide that scores prefixes looks at candidates"
         k, device = candidates.shape[1], candidates.device
         is_end = torch.isin(candidates, now.ends)
-        most = int(is_end.sum(1).max()) if self.tail else 0
+        read = candidates.masked_fill(is_end, self.ending[0]) if self.ending else candidates
+        tail = self.ending[1:]
+        most = int(is_end.sum(1).max()) if tail else 0
         if not most:
             seen = torch.eye(k, dtype=torch.bool, device=device)[None]
-            return self.reader.look(candidates, seen, torch.zeros(k, dtype=torch.long, device=device))
+            return self.reader.look(read, seen, torch.zeros(k, dtype=torch.long, device=device))
         places = is_end.int().topk(most).indices
-        tokens, seen, ahead = self._with_tails(candidates, places)
+        tokens, seen, ahead = self._with_tails(read, places)
         found = self.reader.look(tokens, seen, ahead)
-        finished = found[:, k + len(self.tail) - 1 :: len(self.tail)]
+        finished = found[:, k + len(tail) - 1 :: len(tail)]
         return torch.where(is_end, found[:, :k].scatter(1, places, finished), found[:, :k])
 
     def chosen(self, place: Tensor) -> None:
@@ -114,9 +117,9 @@ class Prefixes:
     def _with_tails(self, candidates: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The candidates and, behind them, the tail of each candidate at `places` [rows, ends]: tokens, who sees whom, and
         how far ahead each stands."""
-        (rows, k), ends, tail = candidates.shape, places.shape[1], len(self.tail)
+        (rows, k), ends, tail = candidates.shape, places.shape[1], len(self.ending) - 1
         device = candidates.device
-        of_tails = torch.tensor([*self.tail] * ends, device=device).expand(rows, -1)
+        of_tails = torch.tensor([*self.ending[1:]] * ends, device=device).expand(rows, -1)
         seen = torch.zeros(rows, k + ends * tail, k + ends * tail, dtype=torch.bool, device=device)
         seen[:, :k, :k] = torch.eye(k, dtype=torch.bool, device=device)
         earlier = torch.ones(tail, tail, dtype=torch.bool, device=device).tril()

@@ -11,36 +11,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from registry.artifacts import Artifact
-from registry.dialogue_text import (
-    ANY_ANSWER,
-    ANY_DIALOGUE,
-    behind_the_end,
-    decode_answer,
-    encode_answer,
-    encode_plain,
-    encode_prompt,
-)
+from registry.dialogue_text import ANY_ANSWER, ANY_DIALOGUE, behind_the_end, cut_left, decode_answer, encode_answer
 from registry.language_models import LanguageModel
-from registry.prefix_scorers import PrefixHead
-from registry.rows import Prompt
+from registry.reward_models import longest_dialogue
+from registry.rows import Prompt, encode_request
 from registry.vocabularies import difference
 from specs.decoding import DecodeARGS, DecodeCARDS, DecodeControlled, DecodeGenARM, DecodeMOD, DecodeTransferQ
 from specs.problems import UserError
 from specs.rewards import Classifier
 from specs.soup import Soup
 from specs.training import RewardModel
-from tasks.attention import grouped_heads
 from tasks.batch import Companion
 from tasks.blocks import BlockScorer, Blockwise, PrefixBlocks, TextBlocks
 from tasks.cards import Judge, Segments
 from tasks.guidance import Guidance, Guide, NextTokens, Prefixes
 from tasks.models import Models
+from tasks.outputs import hidden_states, prefix_rewards, prefix_values, reads_as_it_grows
 from tasks.reader import Output, Reader, next_token_logits
 from tasks.rollouts import Rollouts
-from tasks.slot_cache import check_room
+from tasks.slot_cache import check_room, room
 from tasks.trace import Observer
 
 
@@ -56,19 +47,26 @@ class Guides:
     prompts: list[Prompt] = field(init=False, default_factory=list)
     way: Companion = field(init=False)
     """How the policy is decoded: see `tasks.sampler.sample`."""
-    _given: list[tuple[Reader, Callable[[Prompt, int, bool], list[int]]]] = field(init=False, default_factory=list)
-    """Each reader with what makes its tokens of a prompt."""
+    _given: list[tuple[Reader, Callable[[Prompt, int, bool, str], list[int]], Callable[[Prompt, bool], int]]] = field(
+        init=False, default_factory=list
+    )
+    """Each reader with what makes its tokens of a prompt, and with how many new ones it has room for behind one."""
 
     def __post_init__(self) -> None:
         self.way = self._way()
 
-    def give(self, prompt: Prompt, new: int, *, is_plain: bool = False) -> None:
+    def give(self, prompt: Prompt, new: int, *, is_plain: bool = False, told: str | None = None) -> None:
         """The next prompt, to which there will be `new` tokens; a plain one is read as it stands, without templates. Raises
-        `UserError` for one that a guide has no room for."""
-        encoded = [encode(prompt, new, is_plain) for _, encode in self._given]
-        for (reader, _), ids in zip(self._given, encoded, strict=True):
+        `UserError` for one that a guide has no room for, under the name `told`."""
+        name = told or str(len(self.prompts) + 1)
+        made = [read(prompt, new, is_plain, name) for _, read, _ in self._given]
+        for (reader, *_), ids in zip(self._given, made, strict=True):
             reader.prompts.append(ids)
         self.prompts.append(prompt)
+
+    def room(self, prompt: Prompt, is_plain: bool) -> int | None:
+        """The most new tokens that every guide has room for behind a prompt; None where none sets a bound."""
+        return min((left(prompt, is_plain) for *_, left in self._given), default=None)
 
     def _way(self) -> Companion:
         entry = self.policy.entry
@@ -139,18 +137,24 @@ class Guides:
 
     def _judge(self, artifact: Artifact, segments: Segments) -> Judge:
         if artifact.produces != "prefix scorer":
-            reader, tail = self._growing(artifact)
-            return Judge(reader, segments, tail, self.observer)
+            reader, ending = self._growing(artifact)
+            return Judge(reader, segments, ending, self.observer)
         (reader,) = self._scorer(artifact).readers
         return Judge(reader, segments, observer=self.observer)
 
-    def _growing(self, artifact: Artifact) -> tuple[Reader, list[int]]:
-        """A reward model that reads an answer as it grows, and what its template writes behind the end of one."""
+    def _growing(self, artifact: Artifact, *, finishes: bool = False) -> tuple[Reader, list[int]]:
+        """A reward model that reads an answer as it grows, and how its template ends one: the end of the turn and what it
+        writes behind that. Where it `finishes` what has not ended, that comes behind an answer's last token."""
         model, tokenizer, label = self.models.reward_model(artifact)
-        if not _reads_as_it_grows(model):
+        if not reads_as_it_grows(model):
             raise UserError(f"`{artifact.name}` reads whole texts, not a text as it grows; name a causal reward model")
-        tail = behind_the_end(tokenizer, ANY_DIALOGUE)
-        return self._reader(artifact, prefix_rewards(model, label), model, tokenizer, len(tail)), tail
+        end = encode_answer(tokenizer, ANY_DIALOGUE, ANY_ANSWER)[-1]
+        ending = [end, *behind_the_end(tokenizer, ANY_DIALOGUE)]
+        longest = longest_dialogue(artifact, model, tokenizer)
+        output = prefix_rewards(model, label)
+        return self._reader(
+            artifact, output, model, tokenizer, behind=len(ending) - (not finishes), longest=longest
+        ), ending
 
     def _rollouts(self, look_ahead: int) -> Guide:
         artifact = self.policy.one("baseline")
@@ -161,12 +165,10 @@ class Guides:
     def _finished(self, artifact: Artifact) -> BlockScorer:
         """A reward of answers as finished ones: a reward model of the same tokens reads on from what it has read."""
         if isinstance(artifact.entry, Classifier | RewardModel | Soup):
-            model, tokenizer, label = self.models.reward_model(artifact)
-            if _reads_as_it_grows(model) and difference(self.base.tokenizer.get_vocab(), tokenizer.get_vocab()) is None:
-                end = encode_answer(tokenizer, ANY_DIALOGUE, ANY_ANSWER)[-1]
-                finish = [end, *behind_the_end(tokenizer, ANY_DIALOGUE)]
-                reader = self._reader(artifact, prefix_rewards(model, label), model, tokenizer, len(finish))
-                return PrefixBlocks(reader, lambda rewards, tokens: rewards, finish=finish)
+            model, tokenizer, _ = self.models.reward_model(artifact)
+            if reads_as_it_grows(model) and difference(self.base.tokenizer.get_vocab(), tokenizer.get_vocab()) is None:
+                reader, ending = self._growing(artifact, finishes=True)
+                return PrefixBlocks(reader, lambda rewards, tokens: rewards, finish=ending)
         return self._texts(artifact)
 
     def _scorer(self, artifact: Artifact) -> Guide:
@@ -174,82 +176,43 @@ class Guides:
         reader = self._reader(artifact, prefix_values(loaded.model, head), loaded.model, loaded.tokenizer)
         return Prefixes(reader) if head.each is None else NextTokens(reader)
 
-    def _reader(self, artifact: Artifact, output: Output, model: Any, tokenizer: Any, behind: int = 0) -> Reader:
-        """`behind` is how many tokens it reads behind those of an answer."""
+    def _reader(
+        self,
+        artifact: Artifact,
+        output: Output,
+        model: Any,
+        tokenizer: Any,
+        *,
+        behind: int = 0,
+        longest: int | None = None,
+    ) -> Reader:
+        """`behind` is how many tokens it reads behind those of an answer. Where prompt and answer may be more than `longest`
+        tokens the prompt loses its beginning, as it does where the reward scores whole texts, but never more than half of
+        `longest`: an answer that grows beyond that is read to its end."""
         name = artifact.name
         if (told := difference(self.base.tokenizer.get_vocab(), tokenizer.get_vocab())) is not None:
             raise UserError(f"`{name}` cannot guide `{self.policy.one('from').name}`: {told}")
         reader = Reader(output, [], torch.device(model.device))
 
-        def encode(prompt: Prompt, new: int, is_plain: bool) -> list[int]:
-            encoded = (
-                encode_plain(tokenizer, prompt.messages[-1]["content"])
-                if is_plain
-                else encode_prompt(tokenizer, prompt.messages)
-            )
+        def encoded(prompt: Prompt, new: int, is_plain: bool) -> list[int]:
+            whole = encode_request(tokenizer, prompt, is_plain)
+            if longest is None:
+                return whole
+            return cut_left(tokenizer, whole, [], max(longest - new - behind, longest // 2))[0]
+
+        def read(prompt: Prompt, new: int, is_plain: bool, told: str) -> list[int]:
+            ids = encoded(prompt, new, is_plain)
+            if len(ids) <= reader.lag:
+                raise UserError(
+                    f"`{name}` values a token from what stands before it: prompt {told} needs two tokens at least"
+                )
             try:
-                check_room(model, [len(self.prompts) + 1], [encoded], new + behind)
+                check_room(model, [told], [ids], new + behind)
             except ValueError as error:
                 raise UserError(f"`{name}`: {error}") from None
-            return encoded
+            return ids
 
-        self._given.append((reader, encode))
+        self._given.append(
+            (reader, read, lambda prompt, is_plain: room(model) - behind - len(encoded(prompt, 1, is_plain)))
+        )
         return reader
-
-
-def _reads_as_it_grows(classifier: Any) -> bool:
-    """Whether it is a head on a causal body, which can be read at every position."""
-    return isinstance(getattr(_unwrapped(classifier), "score", None), nn.Module)
-
-
-def prefix_rewards(classifier: Any, label: int = -1) -> Output:
-    """A sequence classifier on a causal language model's body, read at every position: the rewards [rows, L] of what was
-    read so far, or the log-probability of the class `label`. It was trained on finished dialogues alone, so of an
-    unfinished one it is an extrapolation."""
-    body, head = _body(classifier), _unwrapped(classifier).score
-    # Adapters beside bf16 weights are fp32.
-    bf16 = next(classifier.parameters()).dtype == torch.bfloat16
-
-    def output(keep: Tensor | None = None, **inputs: Any) -> Tensor:
-        with grouped_heads(classifier), torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=bf16):
-            found: Tensor = head(_kept(body(**inputs).last_hidden_state, keep)).float()
-        return found[..., 0] if label < 0 else found.log_softmax(-1)[..., label]
-
-    return output
-
-
-def prefix_values(model: Any, head: PrefixHead) -> Output:
-    """A prefix scorer: the values [rows, L, vocabulary] of every next token; of a scalar head the values [rows, L] of
-    what was read so far."""
-    hidden = hidden_states(model)
-
-    def output(keep: Tensor | None = None, **inputs: Any) -> Tensor:
-        states = hidden(keep, **inputs)
-        return head.of_tokens(states, inputs["input_ids"]) if head.each is None else head.of_all(states)
-
-    return output
-
-
-def hidden_states(model: Any) -> Output:
-    """The last hidden states [rows, L, width] of a causal language model's body."""
-    body = _body(model)
-
-    def output(keep: Tensor | None = None, **inputs: Any) -> Tensor:
-        with grouped_heads(model):
-            return _kept(body(**inputs).last_hidden_state, keep)
-
-    return output
-
-
-def _kept(hidden: Tensor, keep: Tensor | None) -> Tensor:
-    return hidden if keep is None else hidden[:, keep]
-
-
-def _unwrapped(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _body(model: Any) -> Any:
-    """The decoder below the head."""
-    whole = _unwrapped(model)
-    return getattr(whole, whole.base_model_prefix)

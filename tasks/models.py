@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from registry.artifacts import Artifact
 from registry.bases import Bases
+from registry.four_bits import is_rounded
 from registry.language_models import LanguageModel, load_language_model
 from registry.prefix_scorers import PrefixHead, load_prefix_scorer
 from registry.reward_models import load_classifier, load_reward_model
@@ -28,6 +29,8 @@ class Models:
     _held: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     def language_model(self, artifact: Artifact, four_bits: Literal["held", "rounded"] | None = None) -> LanguageModel:
+        if four_bits == "rounded" and is_rounded(artifact):
+            four_bits = None  # what it is anyway
         return self._once(
             (artifact.fingerprint, "language model", str(four_bits)),
             lambda: load_language_model(artifact, four_bits=four_bits, bases=self.bases),
@@ -42,13 +45,13 @@ class Models:
         def load() -> tuple[Any, Any, int]:
             if isinstance(artifact.entry, Classifier):
                 return load_classifier(artifact)
-            return (*load_reward_model(artifact, bases=self.bases), -1)
+            return load_reward_model(artifact, bases=self.bases)
 
         return self._once((artifact.fingerprint, "reward model"), load)
 
     def score(self, artifact: Artifact) -> Score:
         """A reward as a function of prompts and answers."""
-        return self._once((artifact.fingerprint, "score"), lambda: scorer(artifact, batch=self.rows, bases=self.bases))
+        return self._once((artifact.fingerprint, "score"), lambda: scorer(artifact, batch=self.rows, loader=self))
 
     def _once(self, key: tuple[str, ...], load: Callable[[], Loaded]) -> Loaded:
         if key not in self._held:

@@ -10,13 +10,15 @@ from registry.rows import Prompt
 from specs.execution import Execution
 from tasks.job import Log
 from tasks.memory import free_memory
+from tasks.models import Models
 
 
 class Scores:
-    """Remembers every score by reward, prompt and text. One reward is in memory at a time, a weighted sum with all its parts."""
+    """Remembers every score by reward, prompt and text. One reward is in memory at a time, a weighted sum with all its parts,
+    unless `models` holds them."""
 
-    def __init__(self, execution: Execution, log: Log):
-        self._execution, self._log = execution, log
+    def __init__(self, execution: Execution, log: Log, models: Models | None = None):
+        self._execution, self._log, self._models = execution, log, models
         self._known: dict[tuple[str, str, str], float] = {}
 
     def of(self, reward: Artifact, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -26,7 +28,7 @@ class Scores:
         new = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._known}
         if new:
             self._log.note(f"scoring {len(new):,} answers by {reward.name}")
-            score = scorer(reward, batch=self._execution.rows)
+            score = self._models.score(reward) if self._models else scorer(reward, batch=self._execution.rows)
             values = score([p.messages for p, _ in new.values()], [text for _, text in new.values()])
             self._known |= dict(zip(new, values, strict=True))
             del score

@@ -164,7 +164,9 @@ class SlotCache(Cache):
     def _grow(self, needed: int) -> None:
         if needed <= self.capacity:
             return
-        used, self.capacity = self.capacity, max(_grains(needed), min(2 * self.capacity, self.most))
+        # Later prompts may be longer than those that `most` was reckoned from.
+        most = max(self.most, 2 * self.capacity) if needed > self.most else self.most
+        used, self.capacity = self.capacity, max(_grains(needed), min(2 * self.capacity, most))
         self._numbers = torch.arange(max(self.slots, self.capacity), device=self._numbers.device)
         for held in (self.keys, self.values):
             for layer, old in enumerate(held):
@@ -202,6 +204,12 @@ def check_room(model: Any, names: Iterable[object], prompts: Iterable[Sequence[i
                 f"{parts} are more than the {window} positions that a layer of the model attends "
                 "to (sliding window); they have to fit"
             )
+
+
+def room(model: Any) -> int:
+    """The most positions that a model has for a prompt and what follows it."""
+    limits = (getattr(model.config.get_text_config(), "max_position_embeddings", None), attention_window(model))
+    return min((limit for limit in limits if limit is not None), default=1 << 30)
 
 
 def attention_window(model: Any) -> int | None:

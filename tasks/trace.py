@@ -7,7 +7,7 @@ a line of JSON. Tokens are numbers here; who has the tokenizer writes them out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from tasks.batch import Seat
 
 Observer = Callable[[Mapping[str, Any]], None]
+Verdict = Literal["accepted", "refused", "best of all tries"]
 
 SHOWN = 10
 """Of the whole vocabulary so many of the highest scores are told."""
@@ -68,8 +69,25 @@ def tell_branches(tell: Observer, seats: Sequence[Seat], tokens: Tensor, scores:
 
 
 def tell_segment(
-    tell: Observer, seat: Seat, start: int, ids: Sequence[int], reward: float, threshold: float, accepted: bool
+    tell: Observer, seat: Seat, start: int, ids: Sequence[int], reward: float, threshold: float, verdict: Verdict
 ) -> None:
-    """A segment that was tried."""
-    segment = {"ids": list(ids), "reward": reward, "threshold": threshold, "accepted": accepted}
+    """A segment that was tried, or after all tries the one that was taken."""
+    segment = {"ids": list(ids), "reward": reward, "threshold": threshold, "verdict": verdict}
     tell({"prompt": seat.prompt, "sample": seat.number, "step": start, "segment": segment})
+
+
+def tell_draws(
+    tell: Observer,
+    prompt: int,
+    sample: int,
+    texts: Sequence[str],
+    numbers: Sequence[int],
+    rewards: Sequence[float],
+    taken: int,
+) -> None:
+    """The draws, by their numbers, among which a sample was chosen by reward."""
+    draws = [
+        {"draw": number, "text": text, "reward": reward, "chosen": number == taken}
+        for number, text, reward in zip(numbers, texts, rewards, strict=True)
+    ]
+    tell({"prompt": prompt, "sample": taken, "of": sample, "draws": draws})

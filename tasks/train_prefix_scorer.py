@@ -115,7 +115,7 @@ def _on_policy(job: Job) -> bool:
     """Whether the responses are plain samples of the policy to be controlled. For CD-FUDGE they should be: it estimates
     the value under whoever wrote them."""
     rule = rule_of(job.one("responses").one("from"))
-    plain = (rule.temperature, rule.top_k, rule.top_p, rule.n) == (1.0, 0, 1.0, 1)
+    plain = (rule.temperature, rule.top_k, rule.top_p, rule.n, rule.guided) == (1.0, 0, 1.0, 1, None)
     same = plain and rule.model.fingerprint == _controlled(job).fingerprint
     if not same and not isinstance(job.entry, QScorer):
         job.log.note(

@@ -9,11 +9,12 @@ import transformers
 from torch import Tensor
 
 from registry.reward_models import with_score_head
-from tasks.guides import prefix_rewards
+from tasks.outputs import prefix_rewards
 
 VOCABULARY = 37
 ENDS = [5, 12, 20, 30]
-TAIL = [7, 9]
+ENDING = [ENDS[0], 7, 9]
+"""How the guide's template ends an answer, whichever token ended it."""
 LLAMA: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,

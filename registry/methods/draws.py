@@ -53,7 +53,8 @@ def inverse_cdf(logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_k: i
         best = logits.argmax(dim=-1)
         value = logits.gather(1, best[:, None])[:, 0]
         return torch.where(value.isfinite(), best, -1)
-    scaled = logits if temperature == 1 else logits.float() / temperature
+    # From the highest one down, so that a low temperature takes none of them beyond the largest number.
+    scaled = logits if temperature == 1 else (logits.float() - logits.float().amax(-1, keepdim=True)) / temperature
     weights = torch.softmax(scaled, dim=-1, dtype=torch.float32)
     if top_k > 0 or top_p < 1:
         weights = _most_probable(weights, top_k, top_p)

@@ -28,9 +28,11 @@ def combined(
             of one over that sum).
     """
     size = min([own.shape[1], *(scores.shape[1] for scores, _ in scored)])
-    whole = own[:, :size].to(torch.promote_types(own.dtype, torch.float32)) * weight
+    whole = own[:, :size].to(torch.promote_types(own.dtype, torch.float32))
+    # 0 times an infinite score is no number.
+    whole = whole * weight if weight else torch.zeros_like(whole)
     for scores, one in scored:
-        if one != 0:  # 0 times an infinite score is no number
+        if one != 0:
             whole = whole + one * scores[:, :size]
     if normalised:
         whole = whole / (weight + sum(one for _, one in scored))

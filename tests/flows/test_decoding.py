@@ -121,6 +121,38 @@ def test_a_trace_of_a_guided_policy_names_who_scored(study: Path, capsys: pytest
     assert sum("joy" in line for line in out) == 3 * len(answer["steps"])
 
 
+def test_a_trace_of_best_of_n_is_of_the_draw_that_was_chosen(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = decode(capsys, study, "--policy", "best", "--prompt", "Why?", "--samples", "2", "--trace")
+    run = err[-1].split("/")[-1]
+    client = MlflowClient(f"sqlite:///{study.parent / 'home' / 'mlflow.db'}")
+    answers = json.loads(Path(client.download_artifacts(run, "trace.json")).read_text())["answers"]
+    assert status == 0 and len(answers) == 2
+    decoded = tiny.tokenizer().decode
+    for answer in answers:
+        *steps, last = answer["steps"]
+        chosen = [next(c["id"] for c in step["candidates"] if c["chosen"]) for step in steps]
+        assert decoded(chosen, skip_special_tokens=True).strip() == answer["answer"]
+        assert len(last["draws"]) == 3
+        assert [d["text"] for d in last["draws"] if d["chosen"]] == [answer["answer"]]
+        assert max(d["reward"] for d in last["draws"]) == next(d["reward"] for d in last["draws"] if d["chosen"])
+    assert sum(line.startswith("draw ") for line in out) == 6
+
+
+def test_a_dialogue_loads_its_reward_once(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import models
+
+    loaded: list[str] = []
+    real = models.scorer
+    monkeypatch.setattr(
+        models, "scorer", lambda reward, **options: loaded.append(reward.name) or real(reward, **options)
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("Why?\nSo?\nAnd?\n"))
+    status, _, _ = decode(capsys, study, "--policy", "best")
+    assert status == 0 and loaded == ["words"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -9,16 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import stages
 import tiny
+import torch
 import uvicorn
 from asked import Asked as Answers
 from command import told
 
 from flows import serving
 from registry.rows import Prompt
+from specs.problems import UserError
 from tasks.live import Live
 
 STUDY = """\
@@ -211,6 +214,14 @@ def test_a_client_that_goes_away_frees_its_rows(served: Serving, monkeypatch: py
         ({"temperature": -1}, "temperature", "temperature: Input should be greater than or equal to 0"),
         ({"n": 0}, "n", "n: Input should be greater than or equal to 1"),
         ({"logprobs": True}, None, "`logprobs` is not supported: leave it out"),
+        ({"extra_body": {"logprobs": 0}}, None, "`logprobs` is not supported: leave it out"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages.0.content",
+            "parts of type `image_url` are not supported: only text is",
+        ),
+        ({"model": "blocks", "temperature": 0}, None, "at temperature 0 all ways to continue a block are one"),
+        ({"model": "cards", "temperature": 0}, None, "`cards`: temperature"),
         ({"tools": [{"type": "function"}]}, None, "`tools` is not supported: leave it out"),
         ({"extra_body": {"smaples": 2}}, "smaples", "`smaples` is no parameter of this interface"),
         ({"messages": [{"role": "assistant", "content": "Hm."}]}, "messages", "the last message is to be the user's"),
@@ -233,6 +244,109 @@ def test_a_prompt_that_leaves_no_room_is_told_before_a_stream_begins(client: ope
         asked(client, "base", "a" * 600, stream=stream)
     with pytest.raises(openai.BadRequestError, match="more than the model's 512 positions"):
         asked(client, "args", "a" * 600, stream=stream)
+
+
+def test_half_a_character_is_refused_before_any_tokenizer_meets_it(served: Serving) -> None:
+    body = '{"model": "base", "messages": [{"role": "user", "content": "half \\ud800"}]}'
+    answer = httpx.post(f"{served.url}/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and "holds half a character" in answer.json()["error"]["message"]
+
+
+def test_without_a_limit_an_answer_may_be_as_long_as_there_is_room(served: Serving, client: openai.OpenAI) -> None:
+    long = asked(client, "greedy", "a" * 490, max_tokens=None)
+    assert long.usage.prompt_tokens == 493 and long.usage.completion_tokens <= 19
+    guided = asked(client, "args", "a" * 490, max_tokens=None)
+    assert guided.usage.completion_tokens <= 19
+    with pytest.raises(
+        openai.BadRequestError, match=r"prompt of this request: 493 .* shorten the prompt or lower max_tokens"
+    ):
+        asked(client, "greedy", "a" * 490, max_tokens=20)
+
+
+def test_the_spaces_at_the_ends_of_a_text_that_is_gone_on_from_belong_to_it(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import tokens
+
+    space = tiny.tokenizer().convert_tokens_to_ids("Ġ")
+    monkeypatch.setattr(tokens, "inverse_cdf", lambda logits, u, **rule: torch.full((len(u),), space))
+    answer = client.completions.create(model="base", prompt="Why", max_tokens=3)
+    assert answer.choices[0].text == "   "
+    assert asked(client, "base", max_tokens=3).choices[0].message.content == ""
+    stopped = client.completions.create(model="base", prompt="Why", max_tokens=3, stop=" ")
+    assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
+
+
+def test_a_request_that_breaks_something_breaks_no_other(
+    served: Serving, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import lane
+
+    with monkeypatch.context() as broken:
+        broken.setattr(lane, "encode_request", lambda *_: 1 / 0)
+        with pytest.raises(openai.InternalServerError, match="the server failed: ZeroDivisionError; its log says more"):
+            asked(client, "base")
+    assert served.live.is_alive()
+    assert asked(client, "base").choices[0].finish_reason in ("stop", "length")
+
+
+def test_a_reward_that_fails_is_told_by_its_name(client: openai.OpenAI, served: Serving) -> None:
+    reward = served.view.artifact("best").one("reward")
+    held = served.live.models._held
+    key = (reward.fingerprint, "score")
+    before = held[key]
+
+    def failing(prompts: Any, answers: Any) -> Any:
+        raise UserError("the reward `words` returned nan for the response 'a'; it must return finite numbers")
+
+    held[key] = failing
+    try:
+        with pytest.raises(openai.InternalServerError, match="the reward `words` returned nan"):
+            asked(client, "best")
+    finally:
+        held[key] = before
+
+
+def test_what_means_the_same_is_decoded_together(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.tokens import Tokens
+
+    rows: list[int] = []
+    step = Tokens.step
+    monkeypatch.setattr(Tokens, "step", lambda self: (rows.append(len(self.batch.seats)), step(self))[1])
+    ways: list[dict[str, Any]] = [{}, {"temperature": 1.0}, {"top_p": 1}, {"temperature": 1, "top_p": 1.0}]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda way: asked(served.client(), "base", max_tokens=200, seed=1, **way), ways))
+    assert max(rows) >= 3
+
+
+def test_a_very_low_temperature_is_greedy(client: openai.OpenAI) -> None:
+    greedy = asked(client, "greedy").choices[0].message.content
+    assert asked(client, "base", temperature=1e-40).choices[0].message.content == greedy
+
+
+def test_more_than_can_wait_are_told_to_come_later(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import live
+
+    monkeypatch.setattr(live, "WAITING", 0)
+    with pytest.raises(openai.RateLimitError, match="ask again later"):
+        asked(client, "base")
+
+
+def test_a_client_that_leaves_before_the_first_piece_frees_its_rows(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a policy that chooses among draws nothing is heard before all are there."""
+    from tasks.tokens import Tokens
+
+    rows: list[int] = []
+    step = Tokens.step
+    monkeypatch.setattr(Tokens, "step", lambda self: (time.sleep(0.05), rows.append(1), step(self))[2])
+    with pytest.raises(openai.APITimeoutError):
+        asked(served.client().with_options(timeout=0.5), "best", max_tokens=400, stop="\0", stream=True)
+    time.sleep(1.5)
+    done = len(rows)
+    time.sleep(0.5)
+    assert len(rows) == done < 100
 
 
 def test_a_model_that_is_not_there_is_not_found(client: openai.OpenAI) -> None:
@@ -273,6 +387,8 @@ def test_logits_that_are_no_numbers_fail_the_request_and_not_the_server(
         (["--policy", "args2"], "`args2` is not a policy of this study; did you mean `args`?"),
         (["--policy", "base", "--host", "0.0.0.0"], "--host 0.0.0.0 is open to others; give an --api-key"),
         (["--policy", "base", "--port", "TAKEN"], "cannot be served at: Address already in use; name another"),
+        (["--policy", "base", "--port", "70000"], "127.0.0.1:70000 cannot be served at: ports go up to 65535"),
+        (["--policy", "base", "--host", "0.0.0.0", "--api-key", ""], "--api-key (or ALIGNFLOW_API_KEY) is empty"),
     ],
 )
 def test_what_cannot_be_served_is_told_in_a_line(

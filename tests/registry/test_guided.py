@@ -27,6 +27,7 @@ def test_neither_a_constant_nor_a_change_of_units_changes_the_distribution() -> 
 def test_a_guide_without_weight_may_score_minus_infinity() -> None:
     impossible = torch.full_like(OWN, -torch.inf)
     torch.testing.assert_close(combined(OWN, [(impossible, 0.0)]), OWN)
+    torch.testing.assert_close(combined(impossible, [(OWN, 1.0)], 0.0), OWN)
 
 
 def test_tokens_that_not_every_model_has_are_left_out() -> None:

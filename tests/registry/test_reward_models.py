@@ -18,14 +18,13 @@ from registry.artifacts import Artifact
 from registry.language_models import load_language_model
 from registry.reward_models import (
     ScoreHead,
-    classifier_scores,
     dialogue_ids,
     load_reward_model,
     logits,
-    trained_scores,
     unused_id,
     with_score_head,
 )
+from registry.rewards import scorer
 from specs.problems import UserError
 from specs.rewards import Classifier
 
@@ -192,24 +191,24 @@ def test_a_classs_reward_is_its_log_probability(feelings: Path) -> None:
         outputs = [float(hidden @ model.score.weight[i]) for i in range(3)]
     whole = math.log(sum(map(math.exp, outputs)))
     for i, label in enumerate(("joy", "fear", "calm")):
-        (found,) = classifier_scores(classifier(feelings, label=label), 2)([PROMPT], ["Good."])
+        (found,) = scorer(classifier(feelings, label=label), batch=2)([PROMPT], ["Good."])
         assert found == pytest.approx(outputs[i] - whole, abs=1e-5)
 
 
 def test_several_classes_need_a_label_and_a_wrong_one_is_named(feelings: Path) -> None:
     with pytest.raises(UserError, match=r"rewards\.judge: .* 3 classes; add `label:` with one of joy, fear, calm"):
-        classifier_scores(classifier(feelings), 2)
+        scorer(classifier(feelings), batch=2)
     with pytest.raises(
         UserError, match=r"judge: `label: anger` is not a class of the model; there are joy, fear, calm"
     ):
-        classifier_scores(classifier(feelings, label="anger"), 2)
+        scorer(classifier(feelings, label="anger"), batch=2)
 
 
 def test_a_single_output_is_the_reward_as_it_is(tmp_path: Path) -> None:
     folder = tiny.classifier(tmp_path / "c")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     expected = logits(model, [dialogue_ids(tiny.tokenizer(), PROMPT, "Good.", 1024)], batch=1)
-    assert classifier_scores(classifier(folder), 2)([PROMPT], ["Good."]) == [float(expected[0, 0])]
+    assert scorer(classifier(folder), batch=2)([PROMPT], ["Good."]) == [float(expected[0, 0])]
 
 
 def test_a_long_dialogue_loses_its_beginning(tmp_path: Path) -> None:
@@ -218,11 +217,11 @@ def test_a_long_dialogue_loses_its_beginning(tmp_path: Path) -> None:
     assert dialogue_ids(tokenizer, PROMPT, "It was good.", 8) == whole[-8:]
     assert tokenizer.decode(whole[-8:]) == "s good.<|end|>"
     folder = tiny.classifier(tmp_path / "c")
-    score = classifier_scores(classifier(folder, max_length=8), 4)
+    score = scorer(classifier(folder, max_length=8), batch=4)
     # The ends of both answers are alike, and more is not read.
     one, other = score([PROMPT, PROMPT], ["It was good.", "Nothing was good."])
     assert one == other
-    full = classifier_scores(classifier(folder), 4)
+    full = scorer(classifier(folder), batch=4)
     assert len(set(full([PROMPT, PROMPT], ["It was good.", "Nothing was good."]))) == 2
 
 
@@ -271,7 +270,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, stages.Built]
 def rewards(built: stages.Built, batch: int = 2) -> list[float]:
     prompts = [({"role": "user", "content": pair["prompt"]},) for pair in PAIRS for _ in range(2)]
     answers = [pair[side] for pair in PAIRS for side in ("chosen", "rejected")]
-    return trained_scores(built.artifact, batch)(prompts, answers)
+    return scorer(built.artifact, batch=batch)(prompts, answers)
 
 
 @pytest.mark.parametrize(("name", "beta"), [("one", 1.0), ("two", 2.0), ("all", 2.0)])
@@ -291,7 +290,7 @@ def test_the_head_is_served_as_it_was_trained_also_beside_bf16_weights(tmp_path:
     tiny.language_model(tmp_path / "model")
     tiny.write_lines(tmp_path / "pairs.jsonl", PAIRS)
     built = stages.build(stages.study(tmp_path, STAGES.replace("fp32", "bf16")), "all")
-    model, _ = load_reward_model(built.artifact)
+    model, *_ = load_reward_model(built.artifact)
     (saved,) = (built.folder / "model").glob("*.safetensors")
     assert model.score.weight.dtype == torch.float32
     assert torch.equal(model.score.weight.cpu(), load_file(saved)["score.weight"])
@@ -304,7 +303,7 @@ def test_beta_changes_the_unit_of_the_reward_and_nothing_else(trained: dict[str,
 
 
 def test_the_trained_head_is_served_and_not_the_one_it_started_from(trained: dict[str, stages.Built]) -> None:
-    model, _ = load_reward_model(trained["one"].artifact)
+    model, *_ = load_reward_model(trained["one"].artifact)
     base = load_language_model(trained["one"].artifact.one("from")).model
     head = model.cpu().score.weight
     assert not torch.allclose(head, with_score_head(base, 3).score.weight)

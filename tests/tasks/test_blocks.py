@@ -12,7 +12,7 @@ from guided import CPU, ENDS, FAMILIES, ITS_PROMPTS, PROMPTS, llama, logits_afte
 from registry.methods.draws import inverse_cdf, uniforms
 from tasks.batch import Sample
 from tasks.blocks import Blockwise, PrefixBlocks, TextBlocks
-from tasks.guides import prefix_rewards
+from tasks.outputs import prefix_rewards
 from tasks.reader import Positions, Reader, next_token_logits
 from tasks.sampler import sample
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from guided import (
     CPU,
+    ENDING,
     ENDS,
     ITS_PROMPTS,
     PROMPTS,
-    TAIL,
     llama,
     logits_after,
     model_of,
@@ -24,7 +24,7 @@ from registry.methods.cards import acceptance, entropy, threshold
 from registry.methods.draws import inverse_cdf, uniforms
 from tasks.batch import NotFinite, Sample
 from tasks.cards import Judge, Segments
-from tasks.guides import prefix_rewards
+from tasks.outputs import prefix_rewards
 from tasks.reader import Positions, Reader
 from tasks.sampler import sample
 
@@ -35,7 +35,7 @@ SEGMENTS = Segments(target=2.0, beta=1.0, entropy=2.0, shortest=2, longest=5, tr
 
 
 def judging(segments: Segments = SEGMENTS, model: Any = None) -> Judge:
-    return Judge(Reader(prefix_rewards(model or reward_model(1)), list(ITS_PROMPTS), CPU), segments, TAIL)
+    return Judge(Reader(prefix_rewards(model or reward_model(1)), list(ITS_PROMPTS), CPU), segments, ENDING)
 
 
 def run(judge: Judge | None = None, family: str = "llama", **changes: Any) -> list[list[Sample]]:
@@ -62,8 +62,8 @@ def by_hand(prompt: int, number: int, rule: Segments, refusals: list[int], famil
                 uncertain = float(after.entropy()) >= rule.entropy and len(segment) >= rule.shortest
                 if ended or uncertain or len(segment) == rule.longest:
                     break
-            behind = TAIL if segment[-1] in ENDS else []
-            tried.append((reward_of(reward, its + answer + segment + behind), segment))
+            read = [*segment[:-1], *ENDING] if segment[-1] in ENDS else segment
+            tried.append((reward_of(reward, its + answer + read), segment))
             start = (1 - rule.alpha) * of_prompt + rule.alpha * rule.target
             bar = min(rule.target, start + len(answer + segment) / 12 * (rule.target - start))
             if next(accepting) < min(1, math.exp((tried[-1][0] - bar) / rule.beta)):

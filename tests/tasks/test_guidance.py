@@ -8,11 +8,11 @@ import pytest
 import torch
 from guided import (
     CPU,
+    ENDING,
     ENDS,
     FAMILIES,
     ITS_PROMPTS,
     PROMPTS,
-    TAIL,
     VOCABULARY,
     llama,
     logits_after,
@@ -24,13 +24,13 @@ from guided import (
 from registry.methods.draws import inverse_cdf, uniforms
 from tasks.batch import Sample
 from tasks.guidance import Guidance, NextTokens, Prefixes
-from tasks.guides import prefix_rewards
+from tasks.outputs import prefix_rewards
 from tasks.reader import Reader, next_token_logits
 from tasks.sampler import sample
 
 
-def by_prefix(model: Any, tail: list[int] = TAIL) -> Prefixes:
-    return Prefixes(Reader(prefix_rewards(model), ITS_PROMPTS, CPU), tail)
+def by_prefix(model: Any, ending: list[int] = ENDING) -> Prefixes:
+    return Prefixes(Reader(prefix_rewards(model), ITS_PROMPTS, CPU), ending)
 
 
 def by_token(model: Any) -> NextTokens:
@@ -66,7 +66,7 @@ def test_args_is_its_definition_with_every_prefix_read_from_scratch(temperature:
     for prompt, its in enumerate(ITS_PROMPTS):
 
         def score(answer: list[int], candidates: list[int], its: list[int] = its) -> list[float]:
-            ends = [[c, *TAIL] if c in ENDS else [c] for c in candidates]
+            ends = [ENDING if c in ENDS else [c] for c in candidates]
             return [1.5 * reward_of(judge, its + answer + end) for end in ends]
 
         for number in range(samples):
@@ -113,7 +113,7 @@ def test_a_constant_reward_changes_nothing() -> None:
 
 def test_a_great_strength_takes_the_best_candidate_by_reward() -> None:
     base, judge = llama(0), reward_model(1)
-    found = run(base, Guidance([(by_prefix(judge, tail=[]), 1e6)], candidates=6), max_new_tokens=1)
+    found = run(base, Guidance([(by_prefix(judge, ending=[]), 1e6)], candidates=6), max_new_tokens=1)
     for prompt, its, row in zip(PROMPTS, ITS_PROMPTS, found, strict=True):
         candidates = logits_after(base, prompt).topk(6).indices.tolist()
         best = max(candidates, key=lambda c: reward_of(judge, [*its, c]))
@@ -136,7 +136,7 @@ def test_neither_the_batch_nor_the_order_of_prompts_changes_a_guided_answer(kind
 
 
 def test_a_guide_reads_each_prompt_once_and_each_candidate_once() -> None:
-    guide = by_prefix(reward_model(1), tail=[])
+    guide = by_prefix(reward_model(1), ending=[])
     found = run(llama(0), Guidance([(guide, 1.5)], candidates=6), samples=3)
     drawn = sum(len(s.ids) for row in found for s in row)
     assert guide.reader.count.prefill == sum(map(len, ITS_PROMPTS))
@@ -144,7 +144,7 @@ def test_a_guide_reads_each_prompt_once_and_each_candidate_once() -> None:
 
 
 def test_the_cache_of_a_guide_is_as_long_as_its_answers_and_one_set_of_candidates() -> None:
-    guide = by_prefix(reward_model(1), tail=[])
+    guide = by_prefix(reward_model(1), ending=[])
     run(llama(0), Guidance([(guide, 0.0)], candidates=20), max_new_tokens=100, eos_ids=[])
     assert guide.reader.cache.span <= -(-(max(map(len, ITS_PROMPTS)) + 99 + 20) // 16) * 16
 

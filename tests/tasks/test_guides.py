@@ -13,8 +13,11 @@ import torch
 from asked import MESSAGES, PROMPTS, Asked
 
 from registry.bases import Bases
+from registry.rows import Prompt
 from specs.problems import UserError
+from tasks.guides import Guides
 from tasks.models import Models
+from tasks.outputs import prefix_rewards
 
 STUDY = """\
 models:
@@ -194,3 +197,42 @@ def test_what_stands_on_one_base_shares_its_weights_in_memory(view: Any) -> None
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
     text = ([PROMPTS[0].messages], ["Because of the lake."])
     assert models.score(view.artifact("rm"))(*text) == pytest.approx(plain.score(view.artifact("rm"))(*text))
+
+
+def test_a_guide_reads_of_a_long_dialogue_what_the_reward_reads(tmp_path: Path) -> None:
+    """Both lose the beginning of a prompt that leaves no room below `max_length`."""
+    tiny.language_model(tmp_path / "model")
+    tiny.classifier(tmp_path / "short", initializer_range=1.0)
+    view = stages.study(
+        tmp_path,
+        """\
+models: {base: {source: ./model, precision: fp32}}
+rewards: {short: {kind: classifier, source: ./short, precision: fp32, max_length: 24}}
+stages: {args: {do: decode, method: args, from: base, reward: short}}
+""",
+    )
+    models, prompt = Models(8), Prompt(({"role": "user", "content": "How was the trip to the far side of the lake?"},))
+    policy = view.artifact("args")
+    guides = Guides(policy, models.language_model(policy.one("from")), models)
+    guides.give(prompt, 4)
+    (reader,) = guides.way.readers
+    ids = tiny.tokenizer()("Yes", add_special_tokens=False)["input_ids"] + [1]
+    model, *_ = models.reward_model(policy.one("reward"))
+    read = prefix_rewards(model)(input_ids=torch.tensor([[*reader.prompts[0], *ids]]))[0, -1]
+    (scored,) = models.score(policy.one("reward"))([prompt.messages], ["Yes"])
+    assert len(reader.prompts[0]) == 20 and float(read) == pytest.approx(scored, abs=1e-5)
+    guides.give(prompt, 480)
+    assert len(reader.prompts[1]) == 12, "an answer of any length leaves half of it to the prompt"
+
+
+def test_a_scorer_that_stays_a_token_behind_needs_two_tokens(view: Any) -> None:
+    policy = view.artifact("blocks")
+    models = Models(8)
+    guides = Guides(policy, models.language_model(policy.one("from")), models)
+    one = Prompt(({"role": "user", "content": "a"},))
+    with pytest.raises(
+        UserError, match="`wide` values a token from what stands before it: prompt 1 needs two tokens at least"
+    ):
+        guides.give(one, 4, is_plain=True)
+    assert all(reader.prompts == [] for reader in guides.way.readers), "a refused prompt leaves nothing behind"
+    guides.give(one, 4)

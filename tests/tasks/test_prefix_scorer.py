@@ -76,6 +76,7 @@ data:
 rewards: {{worth: {{kind: python, target: "letters:worth"}}}}
 stages:
   warm: {{do: decode, method: sample, from: base, temperature: 1.5}}
+  mixed: {do: decode, method: mod, from: base, policies: {other: 0.5}}
   rolls: {{do: sample, prompts: prompts, max_new_tokens: {of.get("longest", 3)}, {rolls}}}
   made: {{do: prefix_scorer, from: base, {fields}}}
 """,
@@ -479,6 +480,7 @@ def test_a_token_that_was_never_met_is_worth_what_its_prefix_is(
         (f"{FUDGE}, reference: other", "from: other", True),
         (f"{FUDGE}, reference: other", "from: base", False),
         (FUDGE, "from: warm", False),
+        (FUDGE, "from: mixed", False),
         (Q, "from: other", False),
         (Q, "from: base", True),
     ],

@@ -8,11 +8,11 @@ import pytest
 import torch
 from guided import (
     CPU,
+    ENDING,
     ENDS,
     FAMILIES,
     ITS_PROMPTS,
     PROMPTS,
-    TAIL,
     logits_after,
     model_of,
     reward_model,
@@ -23,13 +23,12 @@ from registry.methods.draws import inverse_cdf, uniforms
 from tasks.batch import Sample
 from tasks.blocks import PrefixBlocks
 from tasks.guidance import Guidance
-from tasks.guides import prefix_rewards
+from tasks.outputs import prefix_rewards
 from tasks.reader import Positions, Reader, next_token_logits
 from tasks.rollouts import Rollouts
 from tasks.sampler import sample
 
 KEYS = [str(prompt) for prompt in PROMPTS]
-FINISH = [ENDS[0], *TAIL]
 OPTIONS: dict[str, Any] = {"keys": KEYS, "samples": 2, "max_new_tokens": 9, "seed": 11, "eos_ids": ENDS}
 
 
@@ -37,7 +36,7 @@ def guide(look_ahead: int = 3, family: str = "llama") -> Rollouts:
     judge = PrefixBlocks(
         Reader(prefix_rewards(reward_model(1, family=family)), ITS_PROMPTS, CPU),
         lambda rewards, tokens: rewards,
-        finish=FINISH,
+        finish=ENDING,
     )
     return Rollouts(Reader(next_token_logits(model_of(family, 2)), ITS_PROMPTS, CPU), judge, look_ahead)
 
@@ -60,7 +59,7 @@ def by_hand(prompt: int, number: int, look_ahead: int, family: str) -> list[int]
             while len(text) < min(len(answer) + 1 + look_ahead, 9) and text[-1] not in ENDS:
                 text.append(int(logits_after(baseline, ITS_PROMPTS[prompt] + text).argmax()))
             finished = text[:-1] if text[-1] in ENDS else text
-            rewards.append(reward_of(judge, ITS_PROMPTS[prompt] + finished + FINISH))
+            rewards.append(reward_of(judge, ITS_PROMPTS[prompt] + finished + ENDING))
         whole = logits[candidates] + 2.0 * torch.tensor(rewards)
         answer.append(candidates[int(inverse_cdf(whole[None], torch.tensor([u[len(answer)]])))])
     return answer

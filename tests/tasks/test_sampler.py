@@ -11,11 +11,13 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from transformers import DynamicCache
 
 from registry.methods.draws import inverse_cdf, uniforms
 from tasks.batch import Sample
 from tasks.reader import Positions
 from tasks.sampler import sample
+from tasks.slot_cache import SlotCache
 
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "models" / "stories260K"
 VOCABULARY = 61
@@ -300,3 +302,16 @@ def test_a_trained_model_is_sampled_as_generate_would() -> None:
     assert run(model, prompts, rows=64) == run(model, prompts, rows=5)
     groups = run(model, prompts, samples=4)
     assert len(set(itertools.chain(*groups))) > len(prompts)
+
+
+def test_a_cache_that_outgrows_what_was_reckoned_with_doubles() -> None:
+    """As for prompts that come later and are longer."""
+    cache = SlotCache(1, room=16, most=32, device=torch.device("cpu"))
+    layer = DynamicCache()
+    layer.update(torch.zeros(1, 1, 30, 4), torch.zeros(1, 1, 30, 4), 0)
+    cache.fill([0], layer, [0])
+    sizes = set()
+    for length in range(30, 200):
+        cache.step(torch.tensor([length]), length)
+        sizes.add(cache.capacity)
+    assert sizes == {32, 64, 128, 256}

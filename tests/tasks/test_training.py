@@ -21,7 +21,6 @@ from tiny import PAIRS, TEN
 from transformers import AutoModelForCausalLM
 from trl import RewardTrainer
 
-from registry.reward_models import trained_scores
 from registry.rewards import scorer
 from specs.execution import Execution
 from specs.problems import UserError
@@ -96,7 +95,7 @@ def test_the_loss_of_a_reward_model_is_the_bradley_terry_likelihood(
     fields = f"learning_rate: 1e-9, batch_size: 4, {LORA}, beta: {beta}, center: {center}"
     built = train("reward_model", fields, micro_batch=micro_batch)
     prompts = [({"role": "user", "content": pair["prompt"]},) for pair in PAIRS]
-    score = trained_scores(built.artifact, 1)
+    score = scorer(built.artifact, batch=1)
     chosen, rejected = (score(prompts, [pair[side] for pair in PAIRS]) for side in ("chosen", "rejected"))
     losses = [
         math.log1p(math.exp(-beta * (c - r))) + center * (c + r) ** 2 for c, r in zip(chosen, rejected, strict=True)
