@@ -76,7 +76,7 @@ data:
 rewards: {{worth: {{kind: python, target: "letters:worth"}}}}
 stages:
   warm: {{do: decode, method: sample, from: base, temperature: 1.5}}
-  mixed: {do: decode, method: mod, from: base, policies: {other: 0.5}}
+  mixed: {{do: decode, method: mod, from: base, policies: {{other: 0.5}}}}
   rolls: {{do: sample, prompts: prompts, max_new_tokens: {of.get("longest", 3)}, {rolls}}}
   made: {{do: prefix_scorer, from: base, {fields}}}
 """,
