@@ -5,6 +5,7 @@ Imported before Prefect, MLflow and the hub client, all of which read these at i
 
 from __future__ import annotations
 
+import logging
 import os
 
 QUIET = {
@@ -22,6 +23,8 @@ def apply(*, offline: bool = False) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the address may hold a password
+    # Where it is installed, every import says that it has no fast kernel for processors.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"

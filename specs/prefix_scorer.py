@@ -32,7 +32,8 @@ class FudgeScorer(_PrefixScorer):
 
 class QScorer(_PrefixScorer):
     """CD-Q: a prefix is worth what the reference expects of its continuation, one token ahead. The responses may come from
-    any policy. The head covers the vocabulary."""
+    any policy. The head covers the vocabulary. It learns from its own values of the moment, without a target network: with few
+    responses keep the learning rate low, and look at whether its loss settles."""
 
     loss: Literal["cd_q"]
     responses: Responses

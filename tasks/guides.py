@@ -28,7 +28,7 @@ from tasks.blocks import BlockScorer, Blockwise, PrefixBlocks, TextBlocks
 from tasks.cards import Judge, Segments
 from tasks.guidance import Guidance, Guide, NextTokens, Prefixes
 from tasks.models import Models
-from tasks.outputs import hidden_states, prefix_rewards, prefix_values, reads_as_it_grows
+from tasks.outputs import body_states, prefix_rewards, prefix_values, reads_as_it_grows
 from tasks.reader import Output, Reader, next_token_logits
 from tasks.rollouts import Rollouts
 from tasks.slot_cache import check_room, room
@@ -110,7 +110,7 @@ class Guides:
     def _block_scorer(self, artifact: Artifact) -> BlockScorer:
         if artifact.produces == "prefix scorer":
             loaded, head = self.models.prefix_scorer(artifact)
-            reader = self._reader(artifact, hidden_states(loaded.model), loaded.model, loaded.tokenizer)
+            reader = self._reader(artifact, body_states(loaded.model), loaded.model, loaded.tokenizer)
             reader.lag = 0 if head.each is None else 1
             return PrefixBlocks(reader, head.of_tokens)
         return self._texts(artifact)

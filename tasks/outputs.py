@@ -36,7 +36,7 @@ def prefix_rewards(classifier: Any, label: int = -1) -> Output:
 def prefix_values(model: Any, head: PrefixHead) -> Output:
     """A prefix scorer: the values [rows, L, vocabulary] of every next token; of a scalar head the values [rows, L] of
     what was read so far."""
-    hidden = hidden_states(model)
+    hidden = body_states(model)
 
     def output(keep: Tensor | None = None, **inputs: Any) -> Tensor:
         states = hidden(keep, **inputs)
@@ -45,7 +45,7 @@ def prefix_values(model: Any, head: PrefixHead) -> Output:
     return output
 
 
-def hidden_states(model: Any) -> Output:
+def body_states(model: Any) -> Output:
     """The last hidden states [rows, L, width] of a causal language model's body."""
     body = _body(model)
 

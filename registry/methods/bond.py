@@ -51,7 +51,8 @@ def loss(
 
     Forward is the negative log-likelihood of the better anchor sample; the others are policy-gradient surrogates,
     whose values mean nothing. `kl_weight` is the whole weight of the KL term. In the paper's algorithm it enters
-    twice, in the return of the backward part (reward minus log pi / pi_anchor) and by gamma: kl_weight = mix + gamma.
+    twice, in the return of the backward part (reward minus log pi / pi_anchor) and by gamma: kl_weight = mix + gamma. Its
+    gradient is estimated here without a baseline: right on average, and of more variance than inside that return.
 
     Args:
         log_prob: the policy's, of its own sample [rows].
