@@ -221,6 +221,7 @@ def _report(session: Session, work: Work, stored: Stored, run: str, elapsed: flo
     artifact = session.artifact(work.name)
     tracker.metrics(run, {**stored.record["metrics"], "seconds": elapsed})
     tracker.files(run, stored.folder)
+    made_of: dict[str, list[str]] = {}
     for slot, name in session.nodes[work.name].inputs:
         below = session.artifact(name)
         if isinstance(below.entry, Data):
@@ -228,14 +229,16 @@ def _report(session: Session, work: Work, stored: Stored, run: str, elapsed: flo
             context = "evaluation" if work.kind == "evaluate" else "training"
             tracker.dataset_in(run, name, below.fingerprint, source, context)
         elif isinstance(below.entry, Model):
-            tracker.tag(run, {f"alignflow.input.{slot}": f"model {below.fingerprint[:16]}"})
+            made_of.setdefault(slot, []).append(f"model {below.fingerprint[:16]}")
         elif (made := session.stored(name)) is not None:
-            tracker.tag(run, {f"alignflow.input.{slot}": f"{below.entry.kind_name} {below.fingerprint[:16]}"})
+            made_of.setdefault(slot, []).append(f"{below.entry.kind_name} {below.fingerprint[:16]}")
             model = made.record.get("mlflow", {}).get("model")
             if model:
                 tracker.model_in(run, model)
             elif below.entry.kind_name in ("sample", "label"):
                 tracker.dataset_in(run, name, below.fingerprint, str(made.folder), "training")
+    if made_of:
+        tracker.tag(run, {f"alignflow.input.{slot}": ", ".join(some) for slot, some in made_of.items()})
     if work.kind == "evaluate":
         evaluation = named(artifact)
         tracker.metrics(run, evaluation.metrics())

@@ -152,6 +152,7 @@ def test_mlflow_holds_a_run_for_each_stage_with_lineage(ran) -> None:
     assert [m.model_id for m in rm.outputs.model_outputs] == [record(folder, "rm")["mlflow"]["model"]]
     assert [m.model_id for m in rm.inputs.model_inputs] == [record(folder, "sft")["mlflow"]["model"]]
     assert [d.dataset.name for d in by_stage["rolls"].inputs.dataset_inputs] == ["prompts.train"]
+    assert len(by_stage["table"].data.tags["alignflow.input.policies"].split(", ")) == 5
     names = {f.path for f in client.list_artifacts(by_stage["table"].info.run_id)}
     assert {"generations.json", "evaluation.json", "table.svg"} <= names
     assert "bon-n-4/reward/gold" in by_stage["table"].data.metrics
@@ -185,7 +186,9 @@ def test_the_report_is_one_file_with_the_numbers_beside_it(ran) -> None:
     _, ended = ran
     report = Path(ended["report"])
     text = report.read_text()
-    assert text.count("<svg") == 3  # the evaluation and two trainings
+    assert text.count("<svg") == 4  # the evaluation, the best of n draws, and two trainings
+    curve = (report.parent / "table.best_of.csv").read_text().splitlines()
+    assert curve[0] == "policy,judged_by,n,reward,reward_low,reward_high" and len(curve) > 3
     assert "http://" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
