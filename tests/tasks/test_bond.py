@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from registry.language_models import load_language_model
 from registry.rows import Prompt
 from specs.problems import UserError
-from tasks import sampler, train_bond
+from tasks import tokens, train_bond
 from tasks.sampler import sample
 
 pytestmark = pytest.mark.slow
@@ -195,9 +195,9 @@ def test_beside_bf16_both_sample_in_it_and_the_policy_starts_at_its_anchor_too(
     study: Study, monkeypatch: pytest.MonkeyPatch, lora: str
 ) -> None:
     logits: list[torch.Tensor] = []
-    library = sampler.inverse_cdf
+    library = tokens.inverse_cdf
     monkeypatch.setattr(
-        sampler, "inverse_cdf", lambda found, u, **rule: logits.append(found) or library(found, u, **rule)
+        tokens, "inverse_cdf", lambda found, u, **rule: logits.append(found) or library(found, u, **rule)
     )
     built = stages.build(study(f"{lora}, batch_size: 8", precision="bf16"), "made", micro_batch=8)
     assert built.logged("train/kl_to_anchor") == [(1, pytest.approx(0, abs=1e-6))]
