@@ -21,7 +21,7 @@ from registry.language_models import load_language_model
 from registry.methods.transforms import best_of_n_fixed_point
 from registry.rows import Prompt
 from specs.problems import UserError
-from tasks import reader, sampler, train_rl
+from tasks import reader, train_rl
 from tasks.sampler import sample
 
 pytestmark = pytest.mark.slow
@@ -303,9 +303,9 @@ def test_beside_bf16_the_policy_samples_in_it_and_starts_at_its_reference_too(
     study: Study, monkeypatch: pytest.MonkeyPatch, lora: str
 ) -> None:
     drawn: list[torch.Tensor] = []
-    library = sampler.inverse_cdf
+    library = tokens.inverse_cdf
     monkeypatch.setattr(
-        sampler, "inverse_cdf", lambda logits, u, **rule: drawn.append(logits) or library(logits, u, **rule)
+        tokens, "inverse_cdf", lambda logits, u, **rule: drawn.append(logits) or library(logits, u, **rule)
     )
     built = stages.build(study(f"{lora}, samples: 4, batch_size: 2", precision="bf16"), "made")
     assert built.metrics["train/first_kl_per_token"] == pytest.approx(0, abs=1e-6)
