@@ -21,7 +21,7 @@ from registry.language_models import load_language_model
 from registry.methods.transforms import best_of_n_fixed_point
 from registry.rows import Prompt
 from specs.problems import UserError
-from tasks import reader, train_rl
+from tasks import reader, tokens, train_rl
 from tasks.sampler import sample
 
 pytestmark = pytest.mark.slow
