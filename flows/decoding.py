@@ -42,6 +42,7 @@ class Trace:
     def tell(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> None:
         """The choices of these answers, sample by sample."""
         decode = self.models.language_model(rule_of(self.policy).model).tokenizer.decode
+        guides = guides_of(self.policy)
         for place, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
             for number, one in enumerate(row):
                 own = [
@@ -49,7 +50,7 @@ class Trace:
                     for e in self.events
                     if (e["prompt"], e["sample"], e.get("of", number)) == (place, one.draw, number)
                 ]
-                steps = [_in_words(event, decode, guides_of(self.policy)) for event in own]
+                steps = [_in_words(event, decode, guides) for event in own]
                 print("\n".join(line for step in steps for line in _lines(step)))
                 self.told.append({"prompt": [dict(m) for m in prompt.messages], "answer": one.text, "steps": steps})
         self.events.clear()

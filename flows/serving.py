@@ -171,7 +171,6 @@ async def _whole(asking: Underway, answering: Answering, request: Request) -> di
                     done.append(event)
 
     await _heard(asyncio.ensure_future(gather()), asking, request)
-    asking.give_up()
     return answering.whole(texts, reasons, usage(done))
 
 

@@ -114,7 +114,10 @@ def load_language_model(
     update = expert_of(artifact, below).update
     tokenizer = load_tokenizer(below)
     if four_bits is None and not is_rounded(artifact):
-        load = lambda: _load_weights(below, resolved).to(device())  # noqa: E731
+
+        def load() -> Any:
+            return _load_weights(below, resolved).to(device())
+
         model = load() if bases is None else bases.of(below.fingerprint, resolved, load)
     elif four_bits == "held":
         model = hold(_load_weights(below, own_precision(artifact))).to(device())

@@ -111,6 +111,15 @@ def load_classifier(artifact: Artifact) -> tuple[Any, Any, int]:
     return model.to(device()).eval(), tokenizer, -1 if entry.label is None else labels[entry.label]
 
 
+def load_sequence_classifier(artifact: Artifact, bases: Bases | None = None) -> tuple[Any, Any, int]:
+    """What a reward is that is a model: an external classifier or a trained one; see `load_classifier`."""
+    return (
+        load_classifier(artifact)
+        if isinstance(artifact.entry, Classifier)
+        else load_reward_model(artifact, bases=bases)
+    )
+
+
 def reads(model: Any, tokenizer: Any, wanted: int) -> int:
     """The most tokens of a dialogue that a classifier is given: what is `wanted`, or all it has positions for. (Some
     position tables begin with rows that are not used, which only the tokenizer's limit tells.)"""

@@ -13,7 +13,7 @@ from registry.dialogue_text import Message, shown
 from specs.calibration import Calibrate
 from specs.preference_training import AutoregressiveRewardModel
 from specs.problems import UserError
-from specs.rewards import Classifier, Length, Lexicon, PythonReward, Weighted
+from specs.rewards import Length, Lexicon, PythonReward, Weighted
 
 Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 """Prompts and answers to one number each."""
@@ -37,9 +37,9 @@ class Anew:
         return load_language_model(artifact)
 
     def reward_model(self, artifact: Artifact) -> tuple[Any, Any, int]:
-        from registry.reward_models import load_classifier, load_reward_model
+        from registry.reward_models import load_sequence_classifier
 
-        return load_classifier(artifact) if isinstance(artifact.entry, Classifier) else load_reward_model(artifact)
+        return load_sequence_classifier(artifact)
 
 
 def scorer(artifact: Artifact, *, batch: int, loader: Loader | None = None) -> Score:

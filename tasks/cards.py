@@ -1,9 +1,8 @@
 """CARDS: segments of an answer sampled until the reward model accepts them, on caches that go back instead of starting anew.
 
 Every row draws a token a step, which policy and judge read. Where a segment is rejected, the row's length goes back in both
-to where the segment began, whose logits were kept, and nothing is read again. Tokens
-are drawn with the numbers of (seed, prompt, sample) one after the other, rejected ones too; so a sample of which nothing is
-rejected is the policy's own.
+to where the segment began, whose logits were kept, and nothing is read again. Tokens are drawn with the numbers of (seed,
+prompt, sample) one after the other, rejected ones too; so a sample of which nothing is rejected is the policy's own.
 """
 
 from __future__ import annotations

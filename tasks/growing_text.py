@@ -39,7 +39,7 @@ class GrowingText:
         elif is_over:
             self.reason = "stop" if finished else "length"
         else:
-            text = text[: len(text) - max(_held(text, MISSING), *(_begun(text, stop) for stop in self.stop), 0)]
+            text = text[: len(text) - max(_missing(text), *(_begun(text, stop) for stop in self.stop), 0)]
         if not text.startswith(self.whole):  # a decoder that rewrites what stands before; the rest is told at the end
             return ""
         more = text[len(self.whole) :]
@@ -47,8 +47,8 @@ class GrowingText:
         return more
 
 
-def _held(text: str, missing: str) -> int:
-    return len(text) - len(text.rstrip(missing))
+def _missing(text: str) -> int:
+    return len(text) - len(text.rstrip(MISSING))
 
 
 def _begun(text: str, stop: str) -> int:

@@ -11,8 +11,6 @@ from pydantic import ValidationError
 
 from registry.artifacts import Artifact
 from registry.dialogue_text import decode_answer, decode_plain
-from registry.four_bits import is_rounded
-from registry.language_models import device
 from registry.rows import encode_request
 from specs.problems import UserError
 from tasks.answers import Rule, best_draw, rule_of
@@ -20,9 +18,8 @@ from tasks.batch import Batch, Request, Seat
 from tasks.growing_text import GrowingText
 from tasks.guides import Guides
 from tasks.models import Models
-from tasks.reader import Positions, Reader, next_token_logits
 from tasks.requests import Asked, Done, End, Failed, Piece, Tell
-from tasks.sampler import stepping
+from tasks.sampler import policy_reader, stepping
 from tasks.slot_cache import check_room, room
 
 PROMPTS = 4096
@@ -71,11 +68,11 @@ class Lane:
     def __init__(self, models: Models, policy: Artifact, rule: Rule, *, rows: int, max_new_tokens: int) -> None:
         """At most `rows` branches are decoded at a time, and `max_new_tokens` of an answer."""
         self.models, self.policy, self.rule, self.longest = models, policy, rule, max_new_tokens
-        self.loaded = models.language_model(rule.model, "rounded" if is_rounded(rule.model) else None)
+        self.loaded = models.language_model(rule.model)
         self.guides = Guides(policy, self.loaded, models) if rule.guided else None
         if rule.reward is not None:
             models.score(rule.reward)
-        self.reader = Reader(next_token_logits(self.loaded.model), [], device(), None, Positions())
+        self.reader = policy_reader(self.loaded.model, [], None)
         way = self.guides.way if self.guides else None
         slots = max(rows // (way.branches if way else 1), 1)
         self.batch = Batch(self.reader, way, slots, max_new_tokens, frozenset(self.loaded.eos_ids))

@@ -11,9 +11,8 @@ from registry.bases import Bases
 from registry.four_bits import is_rounded
 from registry.language_models import LanguageModel, load_language_model
 from registry.prefix_scorers import PrefixHead, load_prefix_scorer
-from registry.reward_models import load_classifier, load_reward_model
+from registry.reward_models import load_sequence_classifier
 from registry.rewards import Score, scorer
-from specs.rewards import Classifier
 
 Loaded = TypeVar("Loaded")
 
@@ -41,13 +40,8 @@ class Models:
 
     def reward_model(self, artifact: Artifact) -> tuple[Any, Any, int]:
         """A sequence classifier, its tokenizer, and the index of the class that is the reward (-1: the only output)."""
-
-        def load() -> tuple[Any, Any, int]:
-            if isinstance(artifact.entry, Classifier):
-                return load_classifier(artifact)
-            return load_reward_model(artifact, bases=self.bases)
-
-        return self._once((artifact.fingerprint, "reward model"), load)
+        key = (artifact.fingerprint, "reward model")
+        return self._once(key, lambda: load_sequence_classifier(artifact, self.bases))
 
     def score(self, artifact: Artifact) -> Score:
         """A reward as a function of prompts and answers."""
