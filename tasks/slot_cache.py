@@ -116,7 +116,7 @@ class SlotCache(Cache):
             the additive mask [rows, 1, tokens, span].
         """
         tokens, places = seen.shape[1:]
-        self._grow(longest + places)
+        self._grow(longest + places, ahead=places)
         behind = lengths[:, None] + self._numbers[:places]
         self._places = behind[:, places - tokens :]
         self._row_index = rows[:, None]
@@ -161,12 +161,14 @@ class SlotCache(Cache):
         _, heads, _, size = like.shape
         return like.new_zeros(self.slots, heads, self.capacity, size)
 
-    def _grow(self, needed: int) -> None:
+    def _grow(self, needed: int, ahead: int = 0) -> None:
+        """Have `needed` positions, of which the last `ahead` are looked at only: `most` does not count them."""
         if needed <= self.capacity:
             return
+        most = self.most + ahead
         # Later prompts may be longer than those that `most` was reckoned from.
-        most = max(self.most, 2 * self.capacity) if needed > self.most else self.most
-        used, self.capacity = self.capacity, max(_grains(needed), min(2 * self.capacity, most))
+        most = max(most, 2 * self.capacity) if needed > most else most
+        used, self.capacity = self.capacity, max(_grains(needed), min(2 * self.capacity, _grains(most)))
         self._numbers = torch.arange(max(self.slots, self.capacity), device=self._numbers.device)
         for held in (self.keys, self.values):
             for layer, old in enumerate(held):
