@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 
 from registry.methods import comparison
-from registry.methods.comparison import accuracy, best_of_n_win_rates, interval, win_rates
+from registry.methods.comparison import (
+    accuracy,
+    best_of_n_win_rates,
+    interval,
+    over_seeds,
+    strict_win_rates,
+    win_rates,
+)
 from registry.methods.preferences import pairs_by_reward
 
 
@@ -42,6 +50,24 @@ def test_a_policy_against_itself_is_one_half_exactly(rows) -> None:
 def test_two_policies_share_one_win_between_them(ours, theirs) -> None:
     a, b = np.array([ours], dtype=float), np.array([theirs], dtype=float)
     assert win_rates(a, b)[0] + win_rates(b, a)[0] == pytest.approx(1)
+
+
+def test_a_strict_win_rate_counts_ties_as_lost() -> None:
+    # (1, 2, 0) with (1, 0, 1): 1>0, 1=1, 2>1, 2>1, 0<1, 0=0: three of six.
+    assert strict_win_rates(np.array([[1.0, 2.0, 0.0]]), np.array([[1.0, 0.0, 1.0]])).tolist() == [3 / 6]
+    assert strict_win_rates(np.array([[1.0], [0.0], [2.0]]), np.array([[0.0], [0.0], [3.0]])).tolist() == [1, 0, 0]
+
+
+@given(st.lists(st.integers(-3, 3), min_size=5, max_size=5), st.lists(st.integers(-3, 3), min_size=5, max_size=5))
+def test_half_of_what_neither_strictly_wins_is_what_win_rates_add(ours, theirs) -> None:
+    a, b = np.array([ours], dtype=float), np.array([theirs], dtype=float)
+    strict, ties = strict_win_rates(a, b), 1 - strict_win_rates(a, b) - strict_win_rates(b, a)
+    assert strict + ties / 2 == pytest.approx(win_rates(a, b))
+
+
+def test_against_itself_a_policy_of_one_answer_strictly_wins_nothing() -> None:
+    assert strict_win_rates(np.ones((2, 4)), np.ones((2, 4))).tolist() == [0, 0]
+    assert strict_win_rates(np.arange(4.0)[None], np.arange(4.0)[None]).tolist() == [0.5]
 
 
 @given(st.floats(0.1, 10), st.floats(-5, 5))
@@ -134,6 +160,55 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
 def test_values_that_say_nothing_about_spread_give_a_point() -> None:
     assert interval(np.array([2.0]), confidence=0.9, resamples=100, seed=0) == (2, 2, 2)
     assert interval(np.array([2.0, 2.0]), confidence=0.9, resamples=100, seed=0) == (2, 2, 2)
+
+
+def test_over_one_seed_it_is_the_percentile_bootstrap_over_prompts() -> None:
+    values = np.random.default_rng(4).exponential(1, (1, 30))
+    expected = bootstrap(
+        (values[0],), np.mean, confidence_level=0.9, n_resamples=400, method="percentile", rng=np.random.default_rng(7)
+    ).confidence_interval
+    found = over_seeds(values, confidence=0.9, resamples=400, seed=7)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.estimate == values.mean()
+
+
+def test_seeds_that_are_all_alike_add_nothing() -> None:
+    values = np.random.default_rng(4).exponential(1, (1, 30))
+    alone = over_seeds(values, confidence=0.9, resamples=400, seed=7)
+    assert over_seeds(np.tile(values, (3, 1)), confidence=0.9, resamples=400, seed=7) == pytest.approx(alone)
+
+
+def test_seeds_and_prompts_are_resampled_each_by_itself() -> None:
+    # Two of each: every pair of seeds with every pair of prompts, sixteen means that are equally likely.
+    values = np.array([[0.0, 1.0], [3.0, 8.0]])
+    pairs = list(itertools.product(range(2), repeat=2))
+    means = [values[np.ix_(seeds, prompts)].mean() for seeds in pairs for prompts in pairs]
+    for confidence in (0.15, 0.4, 0.65, 0.9):  # no quantile at a jump
+        low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
+        assert over_seeds(values, confidence=confidence, resamples=20_000, seed=0) == pytest.approx((3, low, high))
+
+
+def test_over_seeds_that_differ_the_interval_is_wider_than_over_one() -> None:
+    generator = np.random.default_rng(6)
+    values = generator.normal(0, 1, 60) + generator.normal(0, 1, (5, 1))
+    both = over_seeds(values, confidence=0.95, resamples=500, seed=0)
+    alone = over_seeds(values[:1], confidence=0.95, resamples=500, seed=0)
+    assert both.high - both.low > 1.5 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize("numbers", [1, 250, 10_000])
+def test_how_many_resamples_over_seeds_are_in_memory_at_once_changes_nothing(
+    numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(2).normal(size=(3, 35))
+    whole = over_seeds(values, confidence=0.95, resamples=300, seed=1)
+    assert whole != over_seeds(values, confidence=0.95, resamples=300, seed=2)
+    monkeypatch.setattr(comparison, "NUMBERS", numbers)
+    assert over_seeds(values, confidence=0.95, resamples=300, seed=1) == whole
+
+
+def test_over_seeds_too_values_without_spread_give_a_point() -> None:
+    assert over_seeds(np.full((3, 2), 2.0), confidence=0.9, resamples=100, seed=0) == (2, 2, 2)
 
 
 def test_accuracy_gives_ties_one_half() -> None:

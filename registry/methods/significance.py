@@ -1,0 +1,84 @@
+"""Whether a difference between two policies is more than chance, and how small a one a study could have seen.
+
+All speak of one difference a prompt, the samples of a prompt averaged first. An interval says how large a difference
+is; the p-value is for counting findings, and where there are many comparisons `holm` keeps the count honest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm, permutation_test
+
+Array = NDArray[np.float64]
+
+
+NUMBERS = 10_000_000
+"""Numbers with their signs flipped in memory at once; the draws are the same for any."""
+
+
+def permutation_p(differences: Array, *, resamples: int, seed: int) -> float:
+    """The p-value of a mean this far from 0, either way, if at each prompt the difference had been as likely to have the
+    other sign: the paired permutation test (Fisher, 1935), for which which policy is which is a coin's toss by prompt.
+
+    Of all 2^n signs where these are no more than `resamples`, exactly; else of that many draws with the data as found
+    counted among them, so that it is 1 / (resamples + 1) at least and never 0 (Phipson and Smyth, 2010). Means that differ
+    by rounding alone are equal. Where all differences are 0 it is 1, and with one prompt too.
+
+    Args:
+        differences: [prompts].
+        seed: of the draws.
+    """
+    largest = np.abs(differences).max()
+    if len(differences) < 2 or largest == 0:
+        return 1.0
+
+    def distance(x: Array, axis: int) -> Array:
+        return np.asarray(np.round(np.abs((x / largest).mean(axis=axis)), 12))
+
+    found = permutation_test(
+        (differences,),
+        distance,
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=resamples,
+        batch=max(1, NUMBERS // len(differences)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p-value as it stands among all of them (Holm, 1979): calling significant what is below alpha errs anywhere among
+    them with probability alpha at most, however they depend on each other.
+
+    Of m in ascending order, the i-th (from 0) times m - i, but no less than the ones before it and no more than 1.
+
+    Returns:
+        The adjusted p-values, in the order given.
+    """
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(order))
+    steps = np.asarray(p_values, dtype=np.float64)[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted.tolist()
+
+
+def minimum_detectable_effect(differences: Array, *, confidence: float, power: float = 0.8) -> float:
+    """The mean difference that a study of as many such prompts finds significant with probability `power`:
+    (z_{1 - a/2} + z_power) s / sqrt(P) with a = 1 - `confidence`, s the standard deviation of the differences (of
+    P - 1), and means taken as normal. "No difference was found" says that it is likely smaller than this, no more.
+
+    Args:
+        differences: [P].
+    Returns:
+        In the units of the differences; 0 where they are all equal.
+    Raises:
+        ValueError: there are fewer than two prompts, which tell nothing of the spread.
+    """
+    if len(differences) < 2:
+        raise ValueError(f"the spread of differences takes two prompts at least; there are {len(differences)}")
+    deviates = norm.ppf((1 + confidence) / 2) + norm.ppf(power)
+    return float(deviates * differences.std(ddof=1) / len(differences) ** 0.5)

@@ -1,0 +1,76 @@
+"""Length bias and gold's lag: hand-derived numbers, SciPy's own correlation, invariances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from registry.methods.audits import divergence_of_gold, length_bias
+
+FIVE = st.lists(st.integers(-3, 3), min_size=5, max_size=5)
+
+
+def test_length_bias_is_one_minus_six_sums_of_squared_rank_differences() -> None:
+    # Ranks (1, 2, 3, 4) and (2, 1, 4, 3): 1 - 6 x 4 / (4 x 15) = 0.6.
+    assert length_bias(np.array([[0.1, 0.2, 0.3, 9.0]]), np.array([[20.0, 10, 80, 40]])).tolist() == pytest.approx(
+        [0.6]
+    )
+
+
+@given(FIVE, FIVE)
+def test_it_is_spearmans_correlation_and_zero_where_that_is_none(rewards, lengths) -> None:
+    found = length_bias(np.array([rewards], dtype=float), np.array([lengths], dtype=float))[0]
+    if len(set(rewards)) == 1 or len(set(lengths)) == 1:
+        assert found == 0
+    else:
+        assert found == pytest.approx(spearmanr(rewards, lengths).statistic)
+
+
+@given(FIVE, FIVE)
+def test_it_hears_the_order_alone_and_turns_with_it(rewards, lengths) -> None:
+    r, n = np.array([rewards], dtype=float), np.array([lengths], dtype=float)
+    assert length_bias(np.exp(r), n**3) == pytest.approx(length_bias(r, n))
+    assert length_bias(-r, n) == pytest.approx(-length_bias(r, n))
+
+
+def test_prompts_that_differ_in_length_and_reward_are_no_bias() -> None:
+    # Across all six answers the longer ones score higher; within each prompt the shorter ones do.
+    rewards, lengths = np.array([[2.0, 1, 0], [12, 11, 10]]), np.array([[1.0, 2, 3], [101, 102, 103]])
+    assert spearmanr(rewards.ravel(), lengths.ravel()).statistic > 0
+    assert length_bias(rewards, lengths).tolist() == pytest.approx([-1, -1])
+
+
+def test_a_reward_that_is_length_has_bias_one_and_one_that_is_noise_none() -> None:
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 200, (2_000, 4)).astype(float)
+    assert length_bias(3 * lengths - 7, lengths).mean() == pytest.approx(1)
+    noise = length_bias(generator.normal(size=(2_000, 4)), lengths)
+    assert noise.mean() == pytest.approx(0, abs=4 * noise.std() / 2_000**0.5)
+
+
+def test_one_sample_a_prompt_has_no_correlation() -> None:
+    with pytest.raises(ValueError, match="two samples at least; there are 1"):
+        length_bias(np.ones((3, 1)), np.ones((3, 1)))
+
+
+def test_gains_are_compared_in_the_references_deviations() -> None:
+    # 4 of 2 and 1 of 0.5 are two deviations each; -1 of 2 is half a one down while gold rose by one.
+    found = divergence_of_gold(np.array([4.0, -1.0]), np.array([1.0, 0.5]), guide_deviation=2, gold_deviation=0.5)
+    assert found.tolist() == [0, -1.5]
+
+
+@given(FIVE, FIVE, st.floats(0.1, 10), st.floats(0.1, 10))
+def test_the_units_of_the_two_rewards_cancel(guide, gold, a, b) -> None:
+    x, y = np.array(guide, dtype=float), np.array(gold, dtype=float)
+    plain = divergence_of_gold(x, y, guide_deviation=1, gold_deviation=2)
+    assert divergence_of_gold(a * x, b * y, guide_deviation=a, gold_deviation=2 * b) == pytest.approx(plain)
+    assert divergence_of_gold(x, x, guide_deviation=a, gold_deviation=a) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("deviation", [0.0, float("nan")])
+def test_a_reward_without_spread_has_no_unit(deviation: float) -> None:
+    with pytest.raises(ValueError, match=r"both must be positive"):
+        divergence_of_gold(np.ones(1), np.ones(1), guide_deviation=1, gold_deviation=deviation)

@@ -1,0 +1,83 @@
+"""How often intervals hold the truth, over simulated studies whose truth is known.
+
+A study has policies with four samples a prompt: rewards are normal with variance 1, and by how much ours lie above theirs is
+0.5 on average and varies over prompts with variance 1, normally or exponentially (skewness 2). The truth of a difference is 0.5,
+and that of a win rate the mean of Phi(gap / sqrt 2) over the gaps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+from scipy.stats import norm
+
+from registry.methods.comparison import interval, over_seeds, win_rates
+
+pytestmark = pytest.mark.slow
+
+GAP = 0.5
+WIN_RATE = {
+    "normal": norm.cdf(GAP / 3**0.5),
+    "exponential": quad(lambda x: np.exp(-x) * norm.cdf((x - 1 + GAP) / 2**0.5), 0, np.inf)[0],
+}
+
+
+@pytest.mark.parametrize(
+    ("effect", "prompts", "at_least"), [("normal", 48, 0.93), ("exponential", 48, 0.91), ("exponential", 192, 0.93)]
+)
+def test_intervals_of_95_percent_hold_the_truth_in_93_to_97_percent_of_studies(
+    effect: str, prompts: int, at_least: float
+) -> None:
+    """But 48 prompts are too few for a skewed effect. By 5,000 or 6,000 studies with 2,000 resamples each:
+
+    | effect      | prompts | difference | win rate |
+    | normal      | 48      | 94.1 %     | 94.5 %   |
+    | exponential | 48      | 92.9 %     | 93.7 %   |
+    | exponential | 96      | 93.6 %     | 94.5 %   |
+    | exponential | 192     | 94.8 %     | 94.6 %   |
+    """
+    generator = np.random.default_rng(prompts)
+    studies = 1_000
+    held = {"difference": 0, "win rate": 0}
+    for study in range(studies):
+        varying = generator.normal(0, 1, prompts) if effect == "normal" else generator.exponential(1, prompts) - 1
+        ours = (GAP + varying)[:, None] + generator.normal(size=(prompts, 4))
+        theirs = generator.normal(size=(prompts, 4))
+        for name, values, truth in (
+            ("difference", (ours - theirs).mean(axis=1), GAP),
+            ("win rate", win_rates(ours, theirs), WIN_RATE[effect]),
+        ):
+            found = interval(values, confidence=0.95, resamples=999, seed=study)
+            held[name] += found.low <= truth <= found.high
+    assert at_least <= held["difference"] / studies <= 0.97
+    assert 0.93 <= held["win rate"] / studies <= 0.97
+
+
+def test_a_policy_against_itself_wins_one_half_and_against_its_twin_within_the_interval() -> None:
+    generator = np.random.default_rng(3)
+    studies, held = 1_000, 0
+    for study in range(studies):
+        prompts = generator.normal(0, 5, (48, 1))
+        ours, theirs = (prompts + generator.normal(size=(48, 4)) for _ in range(2))
+        assert interval(win_rates(ours, ours), confidence=0.95, resamples=999, seed=study) == (0.5, 0.5, 0.5)
+        found = interval(win_rates(ours, theirs), confidence=0.95, resamples=999, seed=study)
+        held += found.low <= 0.5 <= found.high
+    assert 0.93 <= held / studies <= 0.97
+
+
+@pytest.mark.parametrize(("seeds", "at_least", "at_most"), [(1, 0.6, 0.8), (3, 0.88, 0.94), (10, 0.93, 0.97)])
+def test_over_ten_seeds_an_interval_holds_the_truth_that_one_of_a_single_seed_often_misses(
+    seeds: int, at_least: float, at_most: float
+) -> None:
+    """Seeds differ by a quarter of what prompts do. In 1,500 such studies: 70 % with one seed, 90.9 % with three, 94.7 % with
+    ten."""
+    generator = np.random.default_rng(seeds)
+    studies, held = 1_000, 0
+    for study in range(studies):
+        values = (
+            generator.normal(0, 0.25, (seeds, 1)) + generator.normal(0, 1, 48) + generator.normal(0, 0.5, (seeds, 48))
+        )
+        found = over_seeds(values, confidence=0.95, resamples=999, seed=study)
+        held += found.low <= 0 <= found.high
+    assert at_least <= held / studies <= at_most
