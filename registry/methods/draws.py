@@ -53,12 +53,16 @@ def inverse_cdf(logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_k: i
         best = logits.argmax(dim=-1)
         value = logits.gather(1, best[:, None])[:, 0]
         return torch.where(value.isfinite(), best, -1)
+    return _invert(decoding_weights(logits, temperature, top_k, top_p), u)
+
+
+def decoding_weights(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """What `inverse_cdf` draws from at a temperature above 0: weights [rows, vocabulary] in fp32, 0 for what the rule leaves
+    out. They sum to 1 where it leaves nothing out."""
     # From the highest one down, so that a low temperature takes none of them beyond the largest number.
     scaled = logits if temperature == 1 else (logits.float() - logits.float().amax(-1, keepdim=True)) / temperature
     weights = torch.softmax(scaled, dim=-1, dtype=torch.float32)
-    if top_k > 0 or top_p < 1:
-        weights = _most_probable(weights, top_k, top_p)
-    return _invert(weights, u)
+    return _most_probable(weights, top_k, top_p) if top_k > 0 or top_p < 1 else weights
 
 
 def check_rule(temperature: float, top_k: int, top_p: float) -> None:
