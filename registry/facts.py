@@ -15,7 +15,7 @@ from specs.models import Model
 from specs.plan import Fact
 from specs.problems import Path as SpecPath
 from specs.problems import UserError
-from specs.rewards import Classifier, PythonReward
+from specs.rewards import Classifier, Coherence, PythonReward
 from specs.study import Study, entries
 from specs.training import Training
 
@@ -44,6 +44,8 @@ def _fact(node: Node, gpus: int, home: Path, folder: Path, offline: bool) -> Fac
             return data.fact(rows, offline=offline)
         case Classifier() as classifier:
             return models.classifier_fact(classifier, home, gpus=gpus, offline=offline)
+        case Coherence() as encoder:
+            return models.encoder_fact(encoder, home, offline=offline)
         case PythonReward() as reward:
             return python_fact(reward, folder)
         case _:

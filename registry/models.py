@@ -21,7 +21,7 @@ from specs.base import expand_environment
 from specs.models import Model
 from specs.plan import Fact, fingerprint
 from specs.problems import did_you_mean
-from specs.rewards import Classifier
+from specs.rewards import Classifier, Coherence
 from specs.sources import origin
 
 
@@ -92,6 +92,15 @@ def classifier_fact(classifier: Classifier, home: Path, *, gpus: int, offline: b
     problem = folder_problem(folder, head="ForSequenceClassification", template="any", pad_token="any")
     problem = problem or label_problem(classifier.label, class_names(folder))
     return Fact({"precision": precision} | _digest(folder, home, problem), ("source", "precision"), problem)
+
+
+def encoder_fact(encoder: Coherence, home: Path, *, offline: bool) -> Fact:
+    """As `fact`, for a sentence encoder."""
+    if encoder.revision is not None:
+        return Fact(problem=_hub_problem(encoder.source, encoder.revision, offline))
+    folder = local_folder(encoder.source)
+    problem = folder_problem(folder, head="", template="any", pad_token="any")
+    return Fact(_digest(folder, home, problem), ("source",), problem)
 
 
 def class_names(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from registry.dialogue_text import Message, shown
 from specs.calibration import Calibrate
 from specs.preference_training import AutoregressiveRewardModel
 from specs.problems import UserError
-from specs.rewards import Length, Lexicon, PythonReward, Weighted
+from specs.rewards import Coherence, Length, Lexicon, PythonReward, Weighted
 
 Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 """Prompts and answers to one number each."""
@@ -54,6 +54,10 @@ def _scorer(artifact: Artifact, batch: int, loader: Loader) -> Score:
             return _lexicon()
         case Length(per_word=per_word):
             return lambda prompts, responses: [per_word * len(r.split()) for r in responses]
+        case Coherence():
+            from registry.coherence import coherence_scores
+
+            return coherence_scores(artifact, batch)
         case PythonReward(target=target):
             return _python(artifact.name, target)
         case Weighted():

@@ -17,7 +17,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 def folder_problem(folder: Path, *, head: str, template: str = "tokenizer", pad_token: str | None = None) -> str | None:
     """What is wrong with a model folder, or None. `head` is how its architecture must end
-    (`ForCausalLM`, `ForSequenceClassification`)."""
+    (`ForCausalLM`, `ForSequenceClassification`; empty: any)."""
     if not os.path.exists(folder):  # unlike `Path.exists`, also of names that no file can have
         return f"no such folder: {folder}; a hub id also needs `revision:` (its commit hash)"
     if not folder.is_dir():

@@ -53,6 +53,18 @@ class Classifier(_Reward):
     """The most tokens of one dialogue; longer ones lose their beginning."""
 
 
+class Coherence(_Reward):
+    """How near an answer is to what was asked: the cosine of their embeddings by a sentence encoder (ARGS, arXiv 2402.01694)."""
+
+    kind: Literal["coherence"]
+    source: Source
+    """A folder of safetensors, or a hub id (with `revision`): an encoder such as sup-simcse-bert-base-uncased."""
+    revision: Revision | None = None
+    """The commit hash of a hub model."""
+    max_length: Annotated[int, Field(strict=True, ge=8)] = 512
+    """The most tokens of one text; longer ones lose their end."""
+
+
 class PythonReward(_Reward):
     """A function of your own: `score(prompts, responses)` returns one finite number a response, which depends on
     that prompt and response alone: what else is in the lists is nobody's promise."""
@@ -72,4 +84,4 @@ class Weighted(_Reward):
     """Each reward's weight."""
 
 
-Reward = Annotated[Lexicon | Length | Classifier | PythonReward | Weighted, Field(discriminator="kind")]
+Reward = Annotated[Lexicon | Length | Classifier | Coherence | PythonReward | Weighted, Field(discriminator="kind")]
