@@ -22,6 +22,7 @@ from tasks.guidance import Guidance, NextTokens, Prefixes
 from tasks.reader import Output, Positions, Reader, next_token_logits
 from tasks.rollouts import Rollouts
 from tasks.sampler import sample
+from tasks.trace import Observer
 
 Prompts = Sequence[Sequence[int]]
 SEED = 0
@@ -83,7 +84,7 @@ def blocks(policy: Any, judge: Any, prompts: Prompts, *, branches: int, block: i
 def cards(policy: Any, judge: Any, prompts: Prompts, *, rule: Segments, new: int) -> tuple[Run, Tried]:
     count, reader = Positions(), _reads(judge, prompts)
     told: list[Mapping[str, Any]] = []
-    judging = Judge(reader, rule, observer=told.append)
+    judging = Judge(reader, rule, observer=Observer(told.append))
     asked = _asked(prompts, new, rows=len(prompts))
     found = sample(policy, prompts, guidance=judging, samples=1, count=count, **asked)
     segments = [s for event in told if (s := event["segment"])["verdict"] != "best of all tries"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from registry.bases import Bases
 from registry.rows import Prompt
 from specs.data import Data
 from specs.problems import UserError, did_you_mean, listed
-from tasks.answers import Answer, answer, rule_of
+from tasks.answers import answer
+from tasks.drawing import Answer
 from tasks.job import Log
 from tasks.models import Models
 from tasks.places import tracking_place
+from tasks.rules import rule_of
 from tasks.scores import Scores
 from tasks.threads import use_threads
+from tasks.trace import Observer, in_words
 from tasks.view import View
 
 
@@ -50,7 +53,7 @@ class Trace:
                     for e in self.events
                     if (e["prompt"], e["sample"], e.get("of", number)) == (place, one.draw, number)
                 ]
-                steps = [_in_words(event, decode, guides) for event in own]
+                steps = [_with_names(in_words(event, decode), guides) for event in own]
                 print("\n".join(line for step in steps for line in _lines(step)))
                 self.told.append({"prompt": [dict(m) for m in prompt.messages], "answer": one.text, "steps": steps})
         self.events.clear()
@@ -77,18 +80,10 @@ def guides_of(policy: Artifact) -> list[str]:
     return list({guide.fingerprint: guide.name for slot in slots for guide in slot}.values())
 
 
-def _in_words(event: Mapping[str, Any], decode: Callable[[list[int]], str], guides: Sequence[str]) -> dict[str, Any]:
-    """An event with texts beside its tokens, and scores under the names of the guides that gave them."""
-    step = {key: value for key, value in event.items() if key not in ("prompt", "sample")}
+def _with_names(step: dict[str, Any], guides: Sequence[str]) -> dict[str, Any]:
+    """Scores under the names of the guides that gave them."""
     if "candidates" in step:
-        step["candidates"] = [
-            {"token": decode([c["id"]])} | c | {"scores": dict(zip(guides, c["scores"], strict=False))}
-            for c in step["candidates"]
-        ]
-    if "branches" in step:
-        step["branches"] = [{"text": decode(b["ids"])} | b for b in step["branches"]]
-    if "segment" in step:
-        step["segment"] = {"text": decode(step["segment"]["ids"])} | step["segment"]
+        step["candidates"] = [c | {"scores": dict(zip(guides, c["scores"], strict=False))} for c in step["candidates"]]
     return step
 
 
@@ -136,7 +131,7 @@ class Asking:
             log=self.log,
             scores=self.scores,
             models=self.models,
-            observer=self.trace.events.append if self.trace else None,
+            observer=Observer(self.trace.events.append) if self.trace else None,
         )
         if self.trace:
             self.trace.tell(prompts, found)

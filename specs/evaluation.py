@@ -12,7 +12,7 @@ from pydantic import Field
 from specs.base import Count, NotIdentity, Spec, form
 from specs.decoding import Several
 from specs.problems import Path, did_you_mean, listed
-from specs.references import EvaluationReward, Policy, Prompts
+from specs.references import EvaluationReward, GivenAnswers, Policy, Prompts
 from specs.stage import Seeded
 
 if TYPE_CHECKING:
@@ -58,9 +58,11 @@ class Behind(Spec):
 
 
 class Evaluate(Seeded):
-    """Mean reward, win rate against a reference, and length of each policy, with paired bootstrap intervals over prompts."""
+    """Each policy on the same prompts: rewards, win rates against a reference, how far from the reference, what it costs, what
+    its answers are like; with paired bootstrap intervals over prompts."""
 
     produces: ClassVar[str] = "evaluation"
+    version: ClassVar[int] = 2
 
     do: Literal["evaluate"]
     policies: Annotated[tuple[Policy, ...], Field(min_length=1)]
@@ -75,6 +77,9 @@ class Evaluate(Seeded):
     """What each policy may spend."""
     inference: Annotated[tuple[Behind, ...], Field(max_length=8)] = ()
     """Win rates with both sides behind a procedure, beside the plain ones: `{method: best_of_n, n: 4}`."""
+    perplexity_of: GivenAnswers | None = None
+    """Preference pairs whose chosen answers each language model is to give a perplexity to (how well it models answers that
+    are not its own). The perplexity of its own answers under the reference is always there."""
     resamples: Annotated[int, Field(strict=True, ge=100)] = 2000
     """Bootstrap resamples of the prompts."""
     confidence: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.95

@@ -44,6 +44,7 @@ Policy = Annotated[ReferenceText, Accepts(("language model", "decoding rule"), "
 PreferencePairs = Annotated[ReferenceText, Accepts(("preference pairs",))]
 Prompts = Annotated[ReferenceText, Accepts(("prompts", "preference pairs"))]
 """Of preference pairs the prompts, each once."""
+GivenAnswers = Annotated[ReferenceText, Accepts(("preference pairs",), "evaluation")]
 Responses = Annotated[ReferenceText, Accepts(("responses",))]
 PairsOrPrompts = Annotated[ReferenceText, Accepts(("preference pairs", "prompts"))]
 PairsOrResponses = Annotated[ReferenceText, Accepts(("preference pairs", "responses"))]

@@ -8,10 +8,10 @@ its own, so that a whole grid costs little more than one policy.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,97 +23,23 @@ from registry.four_bits import is_rounded
 from registry.language_models import context_length
 from registry.rows import Prompt
 from registry.updates import expert_of, soup_weights
-from specs.decoding import (
-    DecodeARGS,
-    DecodeBestOfN,
-    DecodeCARDS,
-    DecodeControlled,
-    DecodeGenARM,
-    DecodeGreedy,
-    DecodeMOD,
-    DecodeSample,
-    DecodeTransferQ,
-    DecodeWorstOfN,
-)
 from specs.execution import Execution
 from specs.problems import UserError
-from specs.soup import Soup
+from tasks.account import Account
 from tasks.batch import Companion, NotFinite
+from tasks.drawing import Answer
 from tasks.guidance import Guidance
 from tasks.guides import Guides
 from tasks.job import Log
-from tasks.memory import free_memory
+from tasks.memory import free_memory, peak_memory
 from tasks.models import Models
+from tasks.reader import Positions
 from tasks.row_lora import install
+from tasks.rules import Rule, Source, rule_of
 from tasks.sampler import sample
 from tasks.scores import Scores
 from tasks.slot_cache import check_room
-from tasks.trace import Observer, tell_draws
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A policy's answer to a prompt."""
-
-    text: str
-    tokens: int
-    finished: bool
-    draw: int = 0
-    """Its number among the draws to its prompt."""
-
-
-Source = tuple[str, float, int, float]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A policy taken apart."""
-
-    model: Artifact
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    n: int = 1
-    reward: Artifact | None = None
-    sign: int = 1
-    """-1 where the reward's lowest is chosen."""
-    guided: Artifact | None = None
-    """The policy itself, where guides change what it draws from."""
-
-    @property
-    def source(self) -> Source:
-        """What decides the draws: rules with the same source share them."""
-        return ((self.guided or self.model).fingerprint, self.temperature, self.top_k, self.top_p)
-
-    @property
-    def batch(self) -> Source:
-        """What can be drawn at once: one source, or soups of the same experts."""
-        if not self.is_mixed:
-            return self.source
-        experts = "+".join(expert.fingerprint for expert in self.model.inputs["experts"])
-        return (f"soup of {experts}", self.temperature, self.top_k, self.top_p)
-
-    @property
-    def is_mixed(self) -> bool:
-        """Whether the model is a sum of updates, which each row of a batch may weigh otherwise."""
-        return self.guided is None and isinstance(self.model.entry, Soup) and self.model.entry.rule == "delta"
-
-
-def rule_of(policy: Artifact) -> Rule:
-    entry = policy.entry
-    if isinstance(entry, DecodeGreedy):
-        return Rule(policy.one("from"), temperature=0.0)
-    if isinstance(entry, DecodeSample):
-        return Rule(policy.one("from"), entry.temperature, entry.top_k, entry.top_p)
-    if isinstance(entry, DecodeBestOfN | DecodeWorstOfN):
-        sign = 1 if isinstance(entry, DecodeBestOfN) else -1
-        reward = policy.one("reward")
-        return Rule(policy.one("from"), entry.temperature, entry.top_k, entry.top_p, entry.n, reward, sign)
-    if isinstance(entry, DecodeARGS | DecodeTransferQ):
-        return Rule(policy.one("from"), entry.temperature, guided=policy)
-    if isinstance(entry, DecodeControlled | DecodeGenARM | DecodeMOD | DecodeCARDS):
-        return Rule(policy.one("from"), entry.temperature, entry.top_k, entry.top_p, guided=policy)
-    return Rule(policy)
+from tasks.trace import Observer, in_words, tell_draws
 
 
 def answer(
@@ -129,16 +55,19 @@ def answer(
     stream: str = "",
     models: Models | None = None,
     observer: Observer | None = None,
-    candidates: dict[str, list[list[Answer]]] | None = None,
+    account: Account | None = None,
 ) -> list[list[list[Answer]]]:
     """`[policy][prompt][sample]`. One policy is in memory at a time, unless `models` holds them. `stream` names random
-    numbers of one's own, which no other draw shares. `observer` hears of every choice (`tasks.trace`). `candidates` is
-    given `[prompt][draw]`, by their fingerprints, of policies that choose among draws."""
+    numbers of one's own, which no other draw shares. `observer` hears of every choice (`tasks.trace`); `account` is told what
+    was drawn and what it cost."""
     rules = [rule_of(policy) for policy in policies]
     found: dict[Source, list[list[Answer]]] = {}
     for batch in dict.fromkeys(r.batch for r in rules):
         group = [r for r in rules if r.batch == batch]
         sources = list({r.source: r for r in group}.values())
+        if account is not None and (before := account.recalled([r.source for r in sources])):
+            found |= before
+            continue
         draws = 1 if group[0].temperature == 0 else samples * max(r.n for r in group)
         drawn = draw(
             sources,
@@ -151,13 +80,10 @@ def answer(
             stream=stream,
             models=models,
             observer=observer,
+            account=account,
         )
         found |= {r.source: rows for r, rows in zip(sources, drawn, strict=True)}
         free_memory()
-    if candidates is not None:
-        for policy, rule in zip(policies, rules, strict=True):
-            if rule.reward is not None:
-                candidates[policy.fingerprint] = [row[: samples * rule.n] for row in found[rule.source]]
     return [_choose(rule, prompts, found[rule.source], samples, scores, observer) for rule in rules]
 
 
@@ -173,6 +99,7 @@ def draw(
     stream: str = "",
     models: Models | None = None,
     observer: Observer | None = None,
+    account: Account | None = None,
 ) -> list[list[list[Answer]]]:
     """`[rule][prompt][draw]` of rules with one `batch`: of their models and distribution; what else a rule says is not
     applied."""
@@ -182,7 +109,10 @@ def draw(
     loaded = models.language_model(shared, "rounded" if is_rounded(model) else None)
     encoded = [encode_prompt(loaded.tokenizer, p.messages) for p in prompts]
     leave_room(model.name, loaded.model, encoded, max_new_tokens)
+    count, guides = Positions(), None
+    events: list[Mapping[str, Any]] = []
     asked: dict[str, Any] = {
+        "count": count,
         "keys": keys(prompts, stream) * len(rules),
         "samples": draws,
         "seed": seed,
@@ -194,20 +124,33 @@ def draw(
         "rows": execution.rows,
         "on_progress": lambda done, total: log.progress(done, total, "responses"),
     }
-    with naming(guided.name if guided else model.name, prompts), _mixed(rules, loaded.model, len(prompts)) as on_rows:
+    with (
+        naming(guided.name if guided else model.name, prompts),
+        _mixed(rules, loaded.model, len(prompts)) as on_rows,
+        peak_memory() as peak,
+    ):
         if guided is not None:
-            guides = Guides(guided, loaded, models, observer)
+            measured = account.reference if account and rules[0].temperature > 0 else None
+            hears = Observer(events.append, only=(0, 0)) if account else observer
+            guides = Guides(guided, loaded, models, hears, measured)
             for prompt in prompts:
                 guides.give(prompt, max_new_tokens)
             way: Companion | None = guides.way
         else:
             way = Guidance([], observer=observer) if observer else None
+        begun = time.monotonic()
         drawn = sample(loaded.model, encoded * len(rules), on_rows=on_rows, guidance=way, **asked)
+        seconds = time.monotonic() - begun
     rows = [
-        [Answer(decode_answer(loaded.tokenizer, s.ids), len(s.ids), s.finished, j) for j, s in enumerate(row)]
+        [Answer(decode_answer(loaded.tokenizer, s.ids), s.ids, s.finished, j) for j, s in enumerate(row)]
         for row in drawn
     ]
-    return [rows[start : start + len(prompts)] for start in range(0, len(rows), len(prompts))]
+    found = [rows[start : start + len(prompts)] for start in range(0, len(rows), len(prompts))]
+    if account is not None:
+        sources = [rule.source for rule in rules]
+        words = [in_words(event, loaded.tokenizer.decode) for event in events]
+        account.note(list(zip(sources, found, strict=True)), count, guides, words, seconds, peak[0])
+    return found
 
 
 @contextmanager

@@ -13,16 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.artifacts import Artifact
+from registry.methods.audits import length_bias
 from registry.methods.best_of_n import expected_best
-from registry.methods.comparison import Interval, best_of_n_win_rates, interval, win_rates
+from registry.methods.comparison import best_of_n_win_rates, strict_win_rates, win_rates
+from registry.methods.significance import holm, minimum_detectable_effect, permutation_p
 from registry.rows import Prompt
 from registry.updates import soup_weights
 from specs.evaluation import Evaluate
 from specs.soup import Soup
-from tasks.answers import Answer, answer, rule_of
-from tasks.evaluation_table import EVALUATION, GENERATIONS
-from tasks.inputs import prompts_of, write_lines
+from tasks.account import Account
+from tasks.answers import answer
+from tasks.audited import apart, copied, of_seeds
+from tasks.costs import counted, measured
+from tasks.drawing import Answer
+from tasks.evaluation_table import EVALUATION, GENERATIONS, MEASURED, TRACES
+from tasks.inputs import pairs_of, prompts_of, write_lines
 from tasks.job import Job, Result
+from tasks.properties import Properties
+from tasks.rules import Rule, rule_of
 from tasks.scores import Scores
 from tasks.threads import use_threads
 
@@ -30,7 +38,7 @@ Array = NDArray[np.float64]
 
 
 def evaluate(job: Job) -> Result:
-    """Samples, scores, compares and writes `evaluation.json` and `generations.jsonl`."""
+    """Samples, scores, compares and writes `evaluation.json`, `measured.json`, `generations.jsonl` and `traces.jsonl`."""
     use_threads(job.execution)
     prompts = prompts_of(job, "prompts")
     policies = list(job.many("policies"))
@@ -38,58 +46,106 @@ def evaluate(job: Job) -> Result:
     if reference is None:
         reference = len(policies)
         policies.append(job.one("against"))
+    budget = job.entry.budget
     known = Scores(job.execution, job.log)
-    candidates: dict[str, list[list[Answer]]] = {}
+    account = Account(rule_of(job.one("against")).model, job.scratch)
     answers = answer(
         policies,
         prompts,
-        samples=job.entry.budget.samples_per_prompt,
-        max_new_tokens=job.entry.budget.max_new_tokens,
+        samples=budget.samples_per_prompt,
+        max_new_tokens=budget.max_new_tokens,
         seed=job.seed,
         execution=job.execution,
         log=job.log,
         scores=known,
-        candidates=candidates,
+        account=account,
     )
     rewards = [_judged(r, prompts, answers, known) for r in job.many("rewards")]
-
-    def measured(values: Array) -> Interval:
-        return interval(values, confidence=job.entry.confidence, resamples=job.entry.resamples, seed=job.seed)
-
+    rules = [rule_of(policy) for policy in policies]
+    properties = Properties(job, prompts)
+    likely = properties.likelihoods(rules, answers, account)
+    if job.many("perplexity_of"):
+        given = properties.of_given(rules, pairs_of(job, "perplexity_of"))
+        for one, found in zip(likely, given, strict=True):
+            one["perplexity"] |= {"given": found} if found else {}
     lengths = [np.array([[float(a.tokens) for a in row] for row in rows]) for rows in answers]
+    judged = [
+        [_of_reward(properties, policies, i, reference, scores, lengths[i]) for scores in rewards]
+        for i in range(len(policies))
+    ]
+    for place in range(len(rewards)):
+        _count_comparisons([found[place]["difference"] for i, found in enumerate(judged) if i != reference])
     evaluation = {
         "prompts": len(prompts),
-        "samples_per_prompt": job.entry.budget.samples_per_prompt,
+        "samples_per_prompt": budget.samples_per_prompt,
+        "max_new_tokens": budget.max_new_tokens,
         "confidence": job.entry.confidence,
         "reference": reference,
         "policies": [
             {
                 "fingerprint": policy.fingerprint,
-                "length": measured(lengths[i].mean(axis=1))._asdict(),
-                "finished": float(np.mean([a.finished for row in answers[i] for a in row])),
-                "rewards": [
-                    {
-                        name: measured(values)._asdict()
-                        for name, values in _found(job.entry, policies, i, reference, scores).items()
-                    }
-                    for scores in rewards
-                ],
+                **properties.wording(answers[i]),
+                "copied": copied(properties, policy, answers[i]),
+                **likely[i],
+                "rewards": judged[i],
+                "apart": apart(properties, policy, job.many("rewards"), rewards, i, reference),
                 "best_of": [
-                    [{"n": n, **measured(values)._asdict()} for n, values in curve]
-                    for curve in _best_of(job, policy, prompts, candidates.get(policy.fingerprint), known)
+                    [{"n": n, **properties.interval(values)._asdict()} for n, values in curve]
+                    for curve in _best_of(job, rules[i], prompts, account, known)
                 ],
+                "cost": counted(rules[i], account, budget.samples_per_prompt),
             }
             for i, policy in enumerate(policies)
         ],
+        "over_seeds": of_seeds(properties, policies, rewards, reference),
         "rewards": [r.fingerprint for r in job.many("rewards")],
     }
     text = json.dumps(evaluation, indent=1, allow_nan=False)
     (job.out / EVALUATION).write_text(text + "\n", encoding="utf-8")
+    spent = [measured(rule, account, budget.samples_per_prompt, known) for rule in rules]
+    (job.out / MEASURED).write_text(json.dumps(spent, indent=1) + "\n", encoding="utf-8")
+    traces = [(i, account.drawings[rule.source].events) for i, rule in enumerate(rules)]
+    asked = prompts[0].messages[-1]["content"]
+    write_lines(
+        job.out / TRACES, [{"policy": i, "prompt": asked, "events": list(events)} for i, events in traces if events]
+    )
     write_lines(job.out / GENERATIONS, _generations(prompts, answers, rewards))
     return Result()
 
 
-def _found(
+def _of_reward(
+    properties: Properties,
+    policies: Sequence[Artifact],
+    i: int,
+    reference: int,
+    scores: Sequence[Array],
+    lengths: Array,
+) -> dict[str, dict[str, float]]:
+    """What a reward says of a policy: each value's mean over prompts with its interval, and of the difference whether it is
+    chance."""
+    entry = properties.job.entry
+    by_prompt = _by_prompt(entry, policies, i, reference, scores)
+    if scores[i].shape[1] > 1:
+        by_prompt["length_bias"] = length_bias(scores[i], lengths)
+    found: dict[str, dict[str, float]] = {
+        name: properties.interval(values)._asdict() for name, values in by_prompt.items()
+    }
+    if i != reference and len(scores[i]) > 1:
+        difference = by_prompt["difference"]
+        found["difference"] |= {
+            "p": permutation_p(difference, resamples=entry.resamples, seed=properties.job.seed),
+            "detectable": minimum_detectable_effect(difference, confidence=entry.confidence),
+        }
+    return found
+
+
+def _count_comparisons(differences: Sequence[dict[str, float]]) -> None:
+    """Several policies are compared with one reference: their p-values as they stand among all."""
+    for difference, p in zip(differences, holm([d["p"] for d in differences if "p" in d]), strict=False):
+        difference["p_holm"] = p
+
+
+def _by_prompt(
     entry: Evaluate, policies: Sequence[Artifact], i: int, reference: int, scores: Sequence[Array]
 ) -> dict[str, Array]:
     """By prompt, what a policy's rewards say of it."""
@@ -98,6 +154,7 @@ def _found(
         "reward": means[i],
         "difference": means[i] - means[reference],
         "win_rate": win_rates(scores[i], scores[reference]),
+        "strict_win_rate": strict_win_rates(scores[i], scores[reference]),
     }
     for behind in entry.inference:
         sign = 1 if behind.method == "best_of_n" else -1
@@ -109,18 +166,17 @@ def _found(
 
 
 def _best_of(
-    job: Job, policy: Artifact, prompts: Sequence[Prompt], candidates: list[list[Answer]] | None, known: Scores
+    job: Job, rule: Rule, prompts: Sequence[Prompt], account: Account, known: Scores
 ) -> Iterator[list[tuple[int, Array]]]:
-    """Of a policy that chooses among draws: by reward, what it would be worth, prompt by prompt, with n of them for n up
-    to all that were drawn."""
-    if candidates is None:
+    """Of a policy that draws at random: by reward, what it would be worth, prompt by prompt, with n draws to choose among,
+    for n up to all that were drawn. Its own reward chooses, and of a policy without one the first that judges."""
+    if rule.temperature == 0:
         return
-    rule = rule_of(policy)
-    assert rule.reward is not None
-    texts = [[a.text for a in row] for row in candidates]
-    guide = rule.sign * np.array(known.of(rule.reward, prompts, texts))
-    draws = guide.shape[1]
-    for reward in job.many("rewards"):
+    draws = job.entry.budget.samples_per_prompt * rule.n
+    texts = [[a.text for a in row[:draws]] for row in account.drawings[rule.source].answers]
+    rewards = job.many("rewards")
+    guide = rule.sign * np.array(known.of(rule.reward or rewards[0], prompts, texts))
+    for reward in rewards:
         judged = np.array(known.of(reward, prompts, texts))
         yield [(n, expected_best(guide, judged, n)) for n in range(1, draws + 1)]
 

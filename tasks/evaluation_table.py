@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry.artifacts import Artifact
+from registry.methods.best_of_n import kl_bound
 from tasks.inputs import read_lines
+from tasks.lineage import Role, making, role
 
 EVALUATION = "evaluation.json"
 GENERATIONS = "generations.jsonl"
+TRACES = "traces.jsonl"
+"""Of each policy with guides, what they looked at before each choice of its first answer to the first prompt."""
+MEASURED = "measured.json"
+"""Seconds and bytes of each policy: apart from what repeats bit for bit."""
+TESTS = ("p", "p_holm", "detectable")
+"""Of a difference: the permutation test's p-value, the same among all policies compared (Holm), and the difference that as many
+prompts find four times in five."""
 
 
 @dataclass(frozen=True)
@@ -22,32 +31,78 @@ class Evaluation:
     rewards: tuple[str, ...]
     reference: str
     results: dict[str, Any]
+    measured: tuple[dict[str, float], ...]
+    """Of each policy, `seconds` and `memory` (bytes)."""
+    roles: tuple[tuple[Role, ...], ...]
+    """Of each policy, what part each reward had in it."""
+    making: tuple[float, ...]
+    """Of each policy, the seconds in which everything below it was built."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One flat row for each policy and reward: estimates with the ends of their intervals."""
-        for name, policy in zip(self.policies, self.results["policies"], strict=True):
-            for reward, found in zip(self.rewards, policy["rewards"], strict=True):
+        for number, (name, policy) in enumerate(zip(self.policies, self.results["policies"], strict=True)):
+            for place, (reward, found) in enumerate(zip(self.rewards, policy["rewards"], strict=True)):
                 row: dict[str, Any] = {"policy": name, "against": self.reference, "judged_by": reward}
-                for what, interval in found.items():
-                    row |= _spread(what, interval)
+                row["reward_had_part"] = self.roles[number][place]
+                for what, values in found.items():
+                    row |= _spread(what, values)
+                row |= {what: found["difference"][what] for what in TESTS if what in found["difference"]}
                 row |= _spread("length", policy["length"]) | {"finished": policy["finished"]}
                 row["prompts"] = self.results["prompts"]
                 row["samples_per_prompt"] = self.results["samples_per_prompt"]
                 yield row
 
+    def policy_rows(self) -> Iterator[dict[str, Any]]:
+        """One flat row for each policy: what its answers are like, how far it is from the reference's model, what an answer
+        costs."""
+        answers = self.results["prompts"] * self.results["samples_per_prompt"]
+        for name, policy, spent, made in zip(
+            self.policies, self.results["policies"], self.measured, self.making, strict=True
+        ):
+            row: dict[str, Any] = {"policy": name} | _spread("length", policy["length"])
+            for group in ("texts", "copied", "kl", "perplexity"):
+                for what, values in policy[group].items():
+                    row |= _spread(f"{group}_{what}" if group in ("kl", "perplexity") else what, values)
+            row |= {f"{what}_per_answer": count / answers for what, count in policy["cost"].items()}
+            row["seconds_per_answer"] = spent["seconds"] / answers
+            yield row | {"peak_memory": spent["memory"], "making_seconds": made}
+
     def best_of(self) -> Iterator[dict[str, Any]]:
-        """One row for each policy that chooses among draws, reward and number of draws: what the best of so many is worth,
-        from all that were drawn."""
+        """One row for each policy that draws at random, reward and number of draws: what the best of so many is worth,
+        from all that were drawn. `kl_bound` is at most how far choosing moves it from what it draws from."""
         for name, policy in zip(self.policies, self.results["policies"], strict=True):
-            for reward, curve in zip(self.rewards, policy.get("best_of", ()), strict=False):
+            for reward, curve in zip(self.rewards, policy["best_of"], strict=False):
                 for point in curve:
-                    row = {"policy": name, "judged_by": reward, "n": point["n"]}
+                    row = {"policy": name, "judged_by": reward, "n": point["n"], "kl_bound": kl_bound(point["n"])}
                     yield row | _spread("reward", point)
+
+    def apart(self) -> Iterator[dict[str, Any]]:
+        """One row for each policy, reward that guides it and reward that does not: how much more of the first was gained, in
+        standard deviations of the reference's answers."""
+        for name, policy in zip(self.policies, self.results["policies"], strict=True):
+            for found in policy["apart"]:
+                row = {"policy": name, "guide": self.rewards[found["guide"]], "gold": self.rewards[found["gold"]]}
+                yield row | _spread("gained_more", found)
+
+    def over_seeds(self) -> Iterator[dict[str, Any]]:
+        """One row for each group of policies that differ by their training's seed alone, and reward."""
+        for group in self.results["over_seeds"]:
+            names = [self.policies[i] for i in group["policies"]]
+            for reward, found in zip(self.rewards, group["rewards"], strict=True):
+                row = {"policies": ", ".join(names), "seeds": len(names), "judged_by": reward}
+                yield row | _spread("reward", found["reward"]) | _spread("difference", found["difference"])
 
     @property
     def inference(self) -> list[str]:
         """The metrics of procedures that policies were put behind."""
-        return [name for name in self.results["policies"][0]["rewards"][0] if name.endswith("_win_rate")]
+        return [name for name in self.results["policies"][0]["rewards"][0] if "_of_" in name]
+
+    def kl(self, policy: str) -> tuple[str, dict[str, float]] | None:
+        """The name and interval of the estimate of a policy's divergence that says most; None where there is none."""
+        found = self.results["policies"][self.policies.index(policy)]["kl"]
+        known = (name for name in ("rao_blackwell", "best_of_n", "point_mass", "bound") if name in found)
+        name = next(known, None)
+        return None if name is None else (name, found[name])
 
     def metric(self, policy: str, metric: str) -> float:
         """A policy's `reward.<name>`, `win_rate.<name>` (or another that is judged by a reward), or `length`."""
@@ -65,8 +120,15 @@ class Evaluation:
             for what in self.results["policies"][self.policies.index(row["policy"])]["rewards"][0]:
                 for end in ("", "_low", "_high"):
                     found[f"{policy}/{what}{end}/{reward}"] = row[f"{what}{end}"]
-            for key in ("length", "length_low", "length_high", "finished"):
-                found[f"{policy}/{key}"] = row[key]
+            found |= {f"{policy}/{what}/{reward}": row[what] for what in TESTS if what in row}
+            found[f"{policy}/finished"] = row["finished"]
+        for row in self.apart():
+            for end in ("", "_low", "_high"):
+                name = f"{_metric_name(row['policy'])}/gained_more{end}/{row['guide']} than {row['gold']}"
+                found[name] = row[f"gained_more{end}"]
+        for row in self.policy_rows():
+            policy = _metric_name(row["policy"])
+            found |= {f"{policy}/{what}": value for what, value in row.items() if what != "policy"}
         return found
 
 
@@ -82,13 +144,23 @@ def _spread(name: str, interval: dict[str, float]) -> dict[str, float]:
 def named(artifact: Artifact) -> Evaluation:
     """The results of an `evaluate` stage under the names of this study."""
     assert artifact.folder is not None
-    results = json.loads((artifact.folder / EVALUATION).read_text(encoding="utf-8"))
-    against = artifact.one("against")
-    policies = [p.name for p in artifact.inputs["policies"]]
+    results, measured = (
+        json.loads((artifact.folder / file).read_text(encoding="utf-8")) for file in (EVALUATION, MEASURED)
+    )
+    policies = list(artifact.inputs["policies"])
     if len(results["policies"]) > len(policies):
-        policies.append(against.name)
-    rewards = tuple(r.name for r in artifact.inputs["rewards"])
-    return Evaluation(tuple(policies), rewards, policies[results["reference"]], results)
+        policies.append(artifact.one("against"))
+    rewards = artifact.inputs["rewards"]
+    names = tuple(policy.name for policy in policies)
+    return Evaluation(
+        names,
+        tuple(reward.name for reward in rewards),
+        names[results["reference"]],
+        results,
+        tuple(measured),
+        tuple(tuple(role(policy, reward) for reward in rewards) for policy in policies),
+        tuple(making(policy) for policy in policies),
+    )
 
 
 def generations(artifact: Artifact, policies: Sequence[str], rewards: Sequence[str]) -> Iterator[dict[str, Any]]:

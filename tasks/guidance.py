@@ -22,6 +22,7 @@ from torch import Tensor
 from registry.methods.draws import inverse_cdf
 from registry.methods.guided import combined, most_probable, standardised
 from tasks.batch import Batch, Stepping
+from tasks.meter import Meter
 from tasks.reader import Reader
 from tasks.slot_cache import Prefill
 from tasks.tokens import Now, Tokens
@@ -144,11 +145,14 @@ class Guidance:
     """Each guide's scores at mean 0 and standard deviation 1 over the candidates."""
     observer: Observer | None = None
     """Hears of every choice."""
+    meter: Meter | None = None
+    """Measures how far from a reference each token is drawn."""
     branches: ClassVar[int] = 1
 
     @property
     def readers(self) -> list[Reader]:
-        return [reader for guide, _ in self.guides for reader in guide.readers]
+        guides = [reader for guide, _ in self.guides for reader in guide.readers]
+        return guides + (self.meter.readers if self.meter else [])
 
     def stepping(self, batch: Batch, rule: dict[str, Any]) -> Stepping:
         return Tokens(batch, self, rule)
@@ -157,10 +161,14 @@ class Guidance:
         left = iter(started)
         for guide, _ in self.guides:
             guide.seat(list(islice(left, len(guide.readers))), rows, prompts)
+        if self.meter is not None:
+            self.meter.seat(list(left), rows, prompts)
 
     def read(self, tokens: Tensor) -> None:
         for guide, _ in self.guides:
             guide.read(tokens)
+        if self.meter is not None:
+            self.meter.read(tokens)
 
     def draw(self, logits: Tensor, u: Tensor, now: Now, temperature: float, top_k: int, top_p: float) -> Tensor:
         """The next token of every row, at its number in `u`; -1 where there is no distribution."""
@@ -173,6 +181,8 @@ class Guidance:
         place = inverse_cdf(whole, u, temperature=temperature, top_k=top_k, top_p=top_p)
         if self.observer is not None:
             tell_tokens(self.observer, now.seats, logits, candidates, scored, whole, place, temperature)
+        if self.meter is not None:
+            self.meter.note(now.seats, logits, candidates, whole, place, (temperature, top_k, top_p))
         for guide, _ in self.guides:
             guide.chosen(place.clamp(min=0))
         if candidates is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,9 +28,10 @@ from tasks.batch import Companion
 from tasks.blocks import BlockScorer, Blockwise, PrefixBlocks, TextBlocks
 from tasks.cards import Judge, Segments
 from tasks.guidance import Guidance, Guide, NextTokens, Prefixes
+from tasks.meter import Meter
 from tasks.models import Models
 from tasks.outputs import body_states, prefix_rewards, prefix_values, reads_as_it_grows
-from tasks.reader import Output, Reader, next_token_logits
+from tasks.reader import Output, Positions, Reader, next_token_logits
 from tasks.rollouts import Rollouts
 from tasks.slot_cache import check_room, room
 from tasks.trace import Observer
@@ -44,6 +46,11 @@ class Guides:
     models: Models
     observer: Observer | None = None
     """Hears of every choice: see `tasks.trace`."""
+    reference: Artifact | None = None
+    """The language model from which every token's distance is measured: see `tasks.meter`."""
+    meter: Meter | None = field(init=False, default=None)
+    texts: int = field(init=False, default=0)
+    """Whole texts that were scored."""
     prompts: list[Prompt] = field(init=False, default_factory=list)
     way: Companion = field(init=False)
     """How the policy is decoded: see `tasks.sampler.sample`."""
@@ -54,6 +61,13 @@ class Guides:
 
     def __post_init__(self) -> None:
         self.way = self._way()
+
+    @property
+    def count(self) -> Positions:
+        """What all guides have read."""
+        witness = self.meter.reader if self.meter else None
+        each = [reader.count for reader, *_ in self._given if reader is not witness]
+        return Positions(*(sum(getattr(one, what) for one in each) for what in ("prefill", "padding", "decode")))
 
     def give(self, prompt: Prompt, new: int, *, is_plain: bool = False, told: str | None = None) -> None:
         """The next prompt, to which there will be `new` tokens; a plain one is read as it stands, without templates. Raises
@@ -70,34 +84,45 @@ class Guides:
 
     def _way(self) -> Companion:
         entry = self.policy.entry
+        guided = partial(Guidance, observer=self.observer)
+        if self.reference is not None and not isinstance(entry, DecodeCARDS) and getattr(entry, "block", None) is None:
+            self.meter = self._meter(self.reference)
+            guided = partial(guided, meter=self.meter)
         match entry:
             case DecodeARGS():
                 guide = self._prefixes(self.policy.one("reward"))
-                return Guidance(
-                    [(guide, entry.strength)], entry.candidates, standardised=entry.standardise, observer=self.observer
-                )
+                return guided([(guide, entry.strength)], entry.candidates, standardised=entry.standardise)
             case DecodeControlled(block=None):
                 guides = [(guide, entry.strength * weight) for guide, weight in self._weighed("scorers")]
-                return Guidance(guides, observer=self.observer)
+                return guided(guides)
             case DecodeControlled(block=int(block), samples=int(branches)):
                 scorers = [(self._block_scorer(one), weight) for one, weight in self._artifacts("scorers")]
                 return Blockwise(scorers, block, branches, self.observer)
             case DecodeGenARM():
                 guides = [(guide, entry.strength * weight) for guide, weight in self._weighed("guides")]
-                return Guidance(guides, normalised=entry.official_code, observer=self.observer)
+                return guided(guides, normalised=entry.official_code)
             case DecodeTransferQ():
                 guide = self._rollouts(entry.look_ahead)
-                return Guidance([(guide, entry.strength)], entry.candidates, observer=self.observer)
+                return guided([(guide, entry.strength)], entry.candidates)
             case DecodeMOD():
                 guides = list(self._weighed("policies"))
                 weight = 1 - sum(weight for _, weight in guides)
-                return Guidance(guides, policy_weight=weight, observer=self.observer)
+                return guided(guides, policy_weight=weight)
             case DecodeCARDS():
                 segments = Segments(
                     entry.target, entry.alpha, entry.beta, entry.entropy, entry.shortest, entry.longest, entry.tries
                 )
                 return self._judge(self.policy.one("reward"), segments)
         raise AssertionError(f"{self.policy.name} has no guides")
+
+    def _meter(self, reference: Artifact) -> Meter | None:
+        """None where the reference has other tokens, so that there is no distance."""
+        if reference.fingerprint == self.policy.one("from").fingerprint:
+            return Meter()
+        loaded = self.models.language_model(reference)
+        if difference(self.base.tokenizer.get_vocab(), loaded.tokenizer.get_vocab()) is not None:
+            return None
+        return Meter(self._reader(reference, next_token_logits(loaded.model), loaded.model, loaded.tokenizer))
 
     def _artifacts(self, slot: str) -> Iterator[tuple[Artifact, float]]:
         weights: dict[str, float] = self.policy.fields[slot]
@@ -121,6 +146,7 @@ class Guides:
         def reward(places: Sequence[int], answers: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
             texts = [[decode_answer(self.base.tokenizer, answer) for answer in row] for row in answers]
             asked = [self.prompts[place].messages for place, row in zip(places, texts, strict=True) for _ in row]
+            self.texts += len(asked)
             found = iter(score(asked, [text for row in texts for text in row]))
             return [[next(found) for _ in row] for row in texts]
 

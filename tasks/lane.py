@@ -13,12 +13,13 @@ from registry.artifacts import Artifact
 from registry.dialogue_text import decode_answer, decode_plain
 from registry.rows import encode_request
 from specs.problems import UserError
-from tasks.answers import Rule, best_draw, rule_of
+from tasks.answers import best_draw
 from tasks.batch import Batch, Request, Seat
 from tasks.growing_text import GrowingText
 from tasks.guides import Guides
 from tasks.models import Models
 from tasks.requests import Asked, Done, End, Failed, Piece, Tell
+from tasks.rules import Rule, rule_of
 from tasks.sampler import policy_reader, stepping
 from tasks.slot_cache import check_room, room
 

@@ -20,11 +20,11 @@ from jinja2 import TemplateError
 from registry.artifacts import Artifact
 from registry.bases import Bases
 from specs.problems import UserError
-from tasks.answers import Rule, rule_of
 from tasks.batch import NotFinite
 from tasks.lane import Lane, Open, rule_under
 from tasks.models import Models
 from tasks.requests import Asked, Failed, Tell
+from tasks.rules import Rule, rule_of
 
 LANES = 8
 """Different distributions at once: each has key/value caches of its own, for all its rows."""

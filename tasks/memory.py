@@ -1,8 +1,11 @@
-"""Memory between models: what one stage's models held is given back before the next is loaded."""
+"""Memory between models: what one stage's models held is given back before the next is loaded; and the most that was in use."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -11,3 +14,23 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """The list holds, afterwards, the most bytes in use at once: of the device's tensors, or of the process where there is no
+    device (0 where the system does not tell)."""
+    found = [0]
+    on_device = torch.cuda.is_available()
+    if on_device:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    yield found
+    if on_device:
+        found[0] = torch.cuda.max_memory_allocated()
+        return
+    with suppress(OSError):
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        found[0] = 1024 * int(status.get("VmHWM", "0").split()[0])

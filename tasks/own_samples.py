@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 
 from registry.artifacts import Artifact
 from registry.rows import Prompt
-from tasks.answers import Answer, Rule, draw
+from tasks.answers import draw
 from tasks.distributed import main_first
+from tasks.drawing import Answer
 from tasks.inputs import read_lines, write_lines
 from tasks.job import Job
 from tasks.memory import free_memory
+from tasks.rules import Rule
 from tasks.scores import Scores
 
 Drawn = list[list[Answer]]
@@ -46,7 +48,7 @@ def drawn_once(job: Job, name: str, made: Callable[[], Drawn]) -> Drawn:
         if path.exists():
             if is_main:
                 job.log.note("the samples of the run before are taken up")
-            return [[Answer(**a) for a in row] for row in read_lines(path)]
+            return [[Answer(**a | {"ids": tuple(a["ids"])}) for a in row] for row in read_lines(path)]
         drawn = made()
         job.scratch.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")

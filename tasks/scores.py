@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from registry.artifacts import Artifact
@@ -20,6 +21,7 @@ class Scores:
     def __init__(self, execution: Execution, log: Log, models: Models | None = None):
         self._execution, self._log, self._models = execution, log, models
         self._known: dict[tuple[str, str, str], float] = {}
+        self._spent: dict[str, tuple[int, float]] = {}
 
     def of(self, reward: Artifact, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """`[prompt][answer]` for the answers to each prompt."""
@@ -29,9 +31,17 @@ class Scores:
         if new:
             self._log.note(f"scoring {len(new):,} answers by {reward.name}")
             score = self._models.score(reward) if self._models else scorer(reward, batch=self._execution.rows)
+            begun = time.monotonic()
             values = score([p.messages for p, _ in new.values()], [text for _, text in new.values()])
+            many, seconds = self._spent.get(reward.fingerprint, (0, 0.0))
+            self._spent[reward.fingerprint] = many + len(new), seconds + time.monotonic() - begun
             self._known |= dict(zip(new, values, strict=True))
             del score
             free_memory()
         found = (self._known[key] for key in keys)
         return [[next(found) for _ in row] for row in answers]
+
+    def seconds(self, reward: Artifact) -> float:
+        """What an answer took to score, on average; 0 where none was scored."""
+        many, seconds = self._spent.get(reward.fingerprint, (0, 0.0))
+        return seconds / many if many else 0.0

@@ -7,14 +7,26 @@ a line of JSON. Tokens are numbers here; who has the tokenizer writes them out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from tasks.batch import Seat
 
-Observer = Callable[[Mapping[str, Any]], None]
+
+@dataclass(frozen=True)
+class Observer:
+    """Who hears of choices."""
+
+    tell: Callable[[Mapping[str, Any]], None]
+    only: tuple[int, int] | None = None
+    """The one prompt and draw that are to be heard of; all, if absent."""
+
+    def hears(self, seat: Seat) -> bool:
+        return self.only is None or self.only == (seat.prompt, seat.number)
+
+
 Verdict = Literal["accepted", "refused", "best of all tries"]
 
 SHOWN = 10
@@ -22,7 +34,7 @@ SHOWN = 10
 
 
 def tell_tokens(
-    tell: Observer,
+    observer: Observer,
     seats: Sequence[Seat],
     logits: Tensor,
     candidates: Tensor | None,
@@ -33,24 +45,25 @@ def tell_tokens(
 ) -> None:
     """One event a row: the candidates of highest guided score and the one that was taken, each with the policy's own
     log-probability, what each guide gives it, and its share of the guided distribution before top-k and top-p."""
-    own = logits.float().log_softmax(-1)
-    shares = (whole / temperature).softmax(-1) if temperature > 0 else torch.zeros_like(whole)
-    best = whole.topk(min(SHOWN, whole.shape[1])).indices
     for row, seat in enumerate(seats):
+        if not observer.hears(seat):
+            continue
+        own = logits[row].float().log_softmax(-1)
+        shares = (whole[row] / temperature).softmax(-1) if temperature > 0 else None
         taken = int(place[row])
-        places = best[row].tolist()
+        places = whole[row].topk(min(SHOWN, whole.shape[1])).indices.tolist()
         places += [taken] if taken not in places else []
         ids = places if candidates is None else candidates[row, places].tolist()
-        tell({
+        observer.tell({
             "prompt": seat.prompt,
             "sample": seat.number,
             "step": len(seat.ids),
             "candidates": [
                 {
                     "id": id_,
-                    "log_prob": float(own[row, id_]),
+                    "log_prob": float(own[id_]),
                     "scores": [float(scores[row, at]) for scores, _ in scored],
-                    "share": float(shares[row, at]) if temperature > 0 else float(at == taken),
+                    "share": float(at == taken) if shares is None else float(shares[at]),
                     "chosen": at == taken,
                 }
                 for at, id_ in zip(places, ids, strict=True)
@@ -58,26 +71,30 @@ def tell_tokens(
         })  # fmt: skip
 
 
-def tell_branches(tell: Observer, seats: Sequence[Seat], tokens: Tensor, scores: Tensor, chosen: Tensor) -> None:
+def tell_branches(observer: Observer, seats: Sequence[Seat], tokens: Tensor, scores: Tensor, chosen: Tensor) -> None:
     """One event a row: the branches [rows, k, D] of a block with their scores [rows, k] and the one that was kept."""
     for seat, row, values, taken in zip(seats, tokens.tolist(), scores.tolist(), chosen.tolist(), strict=True):
+        if not observer.hears(seat):
+            continue
         branches = [
             {"ids": [token for token in ids if token >= 0], "score": value, "chosen": b == taken}
             for b, (ids, value) in enumerate(zip(row, values, strict=True))
         ]
-        tell({"prompt": seat.prompt, "sample": seat.number, "step": len(seat.ids), "branches": branches})
+        observer.tell({"prompt": seat.prompt, "sample": seat.number, "step": len(seat.ids), "branches": branches})
 
 
 def tell_segment(
-    tell: Observer, seat: Seat, start: int, ids: Sequence[int], reward: float, threshold: float, verdict: Verdict
+    observer: Observer, seat: Seat, start: int, ids: Sequence[int], reward: float, threshold: float, verdict: Verdict
 ) -> None:
     """A segment that was tried, or after all tries the one that was taken."""
+    if not observer.hears(seat):
+        return
     segment = {"ids": list(ids), "reward": reward, "threshold": threshold, "verdict": verdict}
-    tell({"prompt": seat.prompt, "sample": seat.number, "step": start, "segment": segment})
+    observer.tell({"prompt": seat.prompt, "sample": seat.number, "step": start, "segment": segment})
 
 
 def tell_draws(
-    tell: Observer,
+    observer: Observer,
     prompt: int,
     sample: int,
     texts: Sequence[str],
@@ -90,4 +107,16 @@ def tell_draws(
         {"draw": number, "text": text, "reward": reward, "chosen": number == taken}
         for number, text, reward in zip(numbers, texts, rewards, strict=True)
     ]
-    tell({"prompt": prompt, "sample": taken, "of": sample, "draws": draws})
+    observer.tell({"prompt": prompt, "sample": taken, "of": sample, "draws": draws})
+
+
+def in_words(event: Mapping[str, Any], decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    """An event with texts beside its tokens, without saying to which answer it belongs."""
+    step = {key: value for key, value in event.items() if key not in ("prompt", "sample")}
+    if "candidates" in step:
+        step["candidates"] = [{"token": decode([c["id"]])} | c for c in step["candidates"]]
+    if "branches" in step:
+        step["branches"] = [{"text": decode(b["ids"])} | b for b in step["branches"]]
+    if "segment" in step:
+        step["segment"] = {"text": decode(step["segment"]["ids"])} | step["segment"]
+    return step

@@ -28,10 +28,10 @@ from registry.prefix_scorers import PrefixHead, hidden_states, save_head
 from registry.rows import Prompt
 from specs.prefix_scorer import PreferencePrefixScorer, QScorer
 from specs.problems import UserError
-from tasks.answers import rule_of
 from tasks.candidates import Packing, pad_columns
 from tasks.inputs import pairs_of
 from tasks.job import Job, Result
+from tasks.rules import rule_of
 from tasks.scores import Scores
 from tasks.threads import use_threads
 from tasks.trainer import gathered, save_weights, train

@@ -23,12 +23,13 @@ from registry.log_probs import score_rows
 from registry.methods.raft import best_of_all, best_of_each, kl_penalised
 from registry.rows import Prompt
 from specs.problems import UserError
-from tasks.answers import Rule, draw
+from tasks.answers import draw
 from tasks.inputs import prompts_of
 from tasks.job import Job, Result
 from tasks.memory import free_memory
 from tasks.own_samples import Drawn, own_samples, scored, usable, write_samples
 from tasks.pair_accuracy import spread
+from tasks.rules import Rule
 from tasks.threads import use_threads
 from tasks.train_sft import fit
 from tasks.training import check_lengths, load_start, training_rows

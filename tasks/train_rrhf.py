@@ -15,9 +15,10 @@ from registry.methods import rrhf
 from registry.rows import Pair, Prompt
 from specs.problems import UserError
 from specs.reward_training import DataCandidates, DiverseBeamCandidates, SampledCandidates
-from tasks.answers import Answer, leave_room, naming
+from tasks.answers import leave_room, naming
 from tasks.beam import beam_search
 from tasks.candidates import held_out, pairs_with_answers, train_on_candidates
+from tasks.drawing import Answer
 from tasks.inputs import pairs_of, prompts_of
 from tasks.job import Job, Result
 from tasks.memory import free_memory
@@ -114,7 +115,7 @@ def _distinct(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def _both(pair: Pair) -> list[Answer]:
-    return [Answer(pair.chosen, 0, pair.chosen_finished), Answer(pair.rejected, 0, pair.rejected_finished)]
+    return [Answer(pair.chosen, (), pair.chosen_finished), Answer(pair.rejected, (), pair.rejected_finished)]
 
 
 def _beams(job: Job, prompts: Sequence[Prompt]) -> Drawn:
@@ -136,7 +137,7 @@ def _beams(job: Job, prompts: Sequence[Prompt]) -> Drawn:
             rows=max(job.execution.rows, how.count),
             on_progress=lambda done, total: job.log.progress(done, total, "prompts"),
         )
-    drawn = [[Answer(decode_answer(loaded.tokenizer, b.ids), len(b.ids), b.finished) for b in row] for row in found]
+    drawn = [[Answer(decode_answer(loaded.tokenizer, b.ids), tuple(b.ids), b.finished) for b in row] for row in found]
     del loaded
     free_memory()
     return drawn

@@ -6,7 +6,8 @@ from typing import Any
 
 from registry.rows import Prompt
 from specs.execution import Execution
-from tasks.answers import Answer, answer
+from tasks.answers import answer
+from tasks.drawing import Answer
 from tasks.job import Event, Log
 from tasks.scores import Scores
 

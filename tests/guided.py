@@ -9,7 +9,11 @@ import transformers
 from torch import Tensor
 
 from registry.reward_models import with_score_head
+from tasks.batch import Sample
+from tasks.guidance import Guidance, NextTokens, Prefixes
 from tasks.outputs import prefix_rewards
+from tasks.reader import Reader, next_token_logits
+from tasks.sampler import sample
 
 VOCABULARY = 37
 ENDS = [5, 12, 20, 30]
@@ -66,3 +70,17 @@ def logits_after(model: Any, ids: list[int]) -> Tensor:
 
 def reward_of(model: Any, ids: list[int]) -> float:
     return float(prefix_rewards(model)(input_ids=torch.tensor([ids]))[0, -1])
+
+
+def by_prefix(model: Any, ending: list[int] = ENDING) -> Prefixes:
+    return Prefixes(Reader(prefix_rewards(model), ITS_PROMPTS, CPU), ending)
+
+
+def by_token(model: Any) -> NextTokens:
+    return NextTokens(Reader(next_token_logits(model), ITS_PROMPTS, CPU))
+
+
+def run(model: Any, guidance: Guidance | None, **changes: Any) -> list[list[Sample]]:
+    options: dict[str, Any] = {"samples": 2, "max_new_tokens": 12, "seed": 11, "eos_ids": ENDS}
+    keys = [str(prompt) for prompt in PROMPTS]
+    return sample(model, PROMPTS, keys=keys, guidance=guidance, **options | changes)

@@ -18,8 +18,9 @@ from asked import MESSAGES, PROMPTS, Asked
 from registry.rows import Prompt
 from specs.execution import Execution
 from specs.problems import UserError
-from tasks.answers import best_draw, keys, leave_room, rule_of
+from tasks.answers import best_draw, keys, leave_room
 from tasks.job import Log
+from tasks.rules import rule_of
 from tasks.scores import Scores
 
 STUDY = """\

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +15,10 @@ import pytest
 import stages
 import tiny
 
+from registry.methods.best_of_n import kl_bound
 from registry.methods.comparison import best_of_n_win_rates, interval
+from registry.methods.repetition import diversity
+from registry.methods.significance import holm, minimum_detectable_effect, permutation_p
 from tasks.evaluation_table import generations, named
 
 STAGES = """\
@@ -72,13 +76,17 @@ def evaluate(folder: Path) -> Evaluate:
         samples: int = 2,
         seed: int = 5,
         rename: tuple[str, str] = ("", ""),
+        extra: tuple[str, str] = ("", ""),
+        into: str = "",
         **execution: int,
     ) -> stages.Built:
         text = STAGES.format(policies=policies, against=against, rewards=rewards, samples=samples, seed=seed)
+        for old, new in (rename, extra):
+            text = text.replace(old, new) if old else text
         return stages.build(
-            stages.study(folder, text.replace(*rename) if rename[0] else text),
+            stages.study(folder, text),
             "table",
-            folder / f"{next(numbers)}",
+            folder / (into or f"{next(numbers)}"),
             **execution,
         )
 
@@ -158,7 +166,18 @@ def test_a_difference_is_taken_prompt_by_prompt_and_its_interval_too(evaluate: E
         by_prompt = values(built, policy).mean(axis=1) - values(built, 2).mean(axis=1)
         assert np.ptp(by_prompt) > 0
         expected = interval(by_prompt, confidence=0.95, resamples=300, seed=5)._asdict()
-        assert results(built)["policies"][policy]["rewards"][0]["difference"] == pytest.approx(expected)
+        expected["p"] = permutation_p(by_prompt, resamples=300, seed=5)
+        expected["detectable"] = minimum_detectable_effect(by_prompt, confidence=0.95)
+        found = results(built)["policies"][policy]["rewards"][0]["difference"]
+        assert {what: found[what] for what in expected} == pytest.approx(expected)
+
+
+def test_the_reference_is_no_comparison_and_all_others_are_counted(evaluate: Evaluate) -> None:
+    built = evaluate("[bon, other, greedy]")
+    found = [policy["rewards"][0]["difference"] for policy in results(built)["policies"]]
+    assert [d.get("p_holm") for d in found[:3]] == holm([d["p"] for d in found[:3]])
+    assert "p" not in found[3] and "p" not in table(built)["base"]
+    assert named(built.artifact).metrics()["bon/p_holm/letters"] == found[0]["p_holm"]
 
 
 def test_what_the_prompts_share_cancels(evaluate: Evaluate) -> None:
@@ -250,15 +269,18 @@ def test_greedy_policies_need_one_sample_only(evaluate: Evaluate) -> None:
 def test_a_policy_that_chooses_is_told_for_every_number_of_its_draws(evaluate: Evaluate) -> None:
     """From the eight draws that two samples of best-of-four look at; the rule of the worst goes down."""
     built = evaluate("[base, bon]", rewards="[letters, words]")
-    rows = list(named(built.artifact).best_of())
-    assert {row["policy"] for row in rows} == {"bon"}
+    told = list(named(built.artifact).best_of())
+    rows = [row for row in told if row["policy"] == "bon"]
     letters = [row["reward"] for row in rows if row["judged_by"] == "letters"]
     assert [row["n"] for row in rows] == [*range(1, 9), *range(1, 9)]
     assert letters == sorted(letters) and letters[0] < letters[-1]
     chosen = values(built, 1)  # of four draws each, so of all eight the better of the two is the best
     assert letters[-1] == pytest.approx(chosen.max(axis=1).mean())
     worst = evaluate("[base, bon]", rename=("method: best_of_n", "method: worst_of_n"))
-    falling = [row["reward"] for row in named(worst.artifact).best_of()]
+    # The base has no reward of its own: the first that judges chooses between its two draws.
+    base = [row["reward"] for row in told if (row["policy"], row["judged_by"]) == ("base", "letters")]
+    assert base == pytest.approx([values(built, 0).mean(), values(built, 0).max(axis=1).mean()])
+    falling = [row["reward"] for row in named(worst.artifact).best_of() if row["policy"] == "bon"]
     assert falling == sorted(falling, reverse=True) and falling[0] == pytest.approx(letters[0])
 
 
@@ -274,3 +296,80 @@ def test_policies_are_put_behind_best_and_worst_of_n_with_the_judging_reward_cho
     assert rows["base"]["best_of_2_win_rate"] == rows["base"]["worst_of_2_win_rate"] == pytest.approx(0.5)
     assert evaluation.metric("bon", "best_of_2_win_rate.letters") == rows["bon"]["best_of_2_win_rate"] > 0.5
     assert evaluation.metrics()["bon/worst_of_2_win_rate_low/letters"] == rows["bon"]["worst_of_2_win_rate_low"]
+
+
+def test_a_reward_that_chooses_is_told_apart_from_one_that_only_judges(evaluate: Evaluate) -> None:
+    rows = list(named(evaluate("[base, bon]", rewards="[letters, words]").artifact).rows())
+    parts = {(row["policy"], row["judged_by"]): row["reward_had_part"] for row in rows}
+    assert parts == {
+        ("base", "letters"): "held out", ("base", "words"): "held out",
+        ("bon", "letters"): "guides", ("bon", "words"): "held out",
+    }  # fmt: skip
+
+
+def test_every_policy_is_measured_from_the_model_of_the_reference(evaluate: Evaluate) -> None:
+    built = evaluate("[base, other, greedy, bon]", against="bon")
+    evaluation = named(built.artifact)
+    assert {name: kl and kl[0] for name in evaluation.policies for kl in [evaluation.kl(name)]} == {
+        "base": "rao_blackwell", "other": "rao_blackwell", "greedy": "point_mass", "bon": "best_of_n",
+    }  # fmt: skip
+    rows = {row["policy"]: row for row in evaluation.policy_rows()}
+    assert rows["base"]["kl_rao_blackwell"] == pytest.approx(0, abs=1e-4)
+    assert 0 < rows["other"]["kl_rao_blackwell_low"] < rows["other"]["kl_rao_blackwell"]
+    assert rows["bon"]["kl_bound"] == pytest.approx(kl_bound(4), abs=1e-4)
+    # Of the base's own answers this is its entropy rate; another model's are more surprising.
+    assert 1 < rows["base"]["perplexity_own"] < rows["other"]["perplexity_own"]
+
+
+def test_an_answer_costs_what_was_drawn_for_it_and_not_what_others_drew_beside_it(evaluate: Evaluate) -> None:
+    built = evaluate("[base, bon, greedy]")
+    cost = {
+        name: policy["cost"] for name, policy in zip(("base", "bon", "greedy"), results(built)["policies"], strict=True)
+    }
+    prompt = cost["base"]["prompt_positions"]
+    assert prompt == cost["bon"]["prompt_positions"] == cost["greedy"]["prompt_positions"] > 8
+    assert cost["base"]["tokens"] == cost["base"]["decode_positions"] + 16 == sum(
+        json.loads(line)["tokens"] for line in (built.folder / "generations.jsonl").read_text().splitlines() if '"policy": 0' in line
+    )  # fmt: skip
+    assert (cost["base"]["reward_calls"], cost["bon"]["reward_calls"]) == (0, 64)
+    assert 2 * cost["base"]["tokens"] < cost["bon"]["tokens"] <= 8 * 8 * 12
+    assert cost["greedy"]["tokens"] == cost["greedy"]["decode_positions"] + 8, "one answer serves all samples"
+    spent = json.loads((built.folder / "measured.json").read_text())
+    assert 0 < spent[0]["seconds"] < spent[1]["seconds"] and spent[0]["memory"] > 50e6
+
+
+def test_what_answers_are_like_is_read_off_them(evaluate: Evaluate) -> None:
+    built = evaluate("[base]")
+    lines = map(json.loads, (built.folder / "generations.jsonl").read_text().splitlines())
+    rows = list(lines)
+    (row,) = named(built.artifact).policy_rows()
+    assert row["diversity"] == pytest.approx(fmean(diversity(r["response"], "paper") for r in rows))
+    assert row["truncated"] == pytest.approx(fmean(not r["finished"] for r in rows))
+
+
+def test_the_perplexity_of_given_answers_is_that_of_the_model_that_reads_them(evaluate: Evaluate, folder: Path) -> None:
+    tiny.write_lines(folder / "given.jsonl", tiny.TEN)
+    pairs = "prompts.jsonl, format: prompt}, given: {source: ./given.jsonl, format: preference}"
+    place = ("prompts.jsonl, format: prompt}", pairs)
+    text = "resamples: 300"
+    built = evaluate("[base, other, bon]", rename=place, extra=(text, f"{text}\n    perplexity_of: given"))
+    base, other, bon = named(built.artifact).policy_rows()
+    assert (
+        base["perplexity_given"] != other["perplexity_given"]
+        and base["perplexity_given_low"] < base["perplexity_given"]
+    )
+    assert "perplexity_given" not in bon, "a rule over a model has no probability of its own for a given answer"
+
+
+def test_a_killed_evaluation_draws_nothing_again(
+    evaluate: Evaluate, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = evaluate("[base, bon, other]")
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.evaluate.measured", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate("[base, bon, other]", into="killed")
+    shutil.rmtree(folder / "killed")  # what a process that died had built goes; its scratch stays
+    again = evaluate("[base, bon, other]", into="killed")
+    assert undisturbed.finished("responses") and not again.finished("responses")
+    assert results(again) == results(undisturbed)

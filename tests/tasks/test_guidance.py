@@ -14,33 +14,22 @@ from guided import (
     ITS_PROMPTS,
     PROMPTS,
     VOCABULARY,
+    by_prefix,
+    by_token,
     llama,
     logits_after,
     model_of,
     reward_model,
     reward_of,
+    run,
 )  # fmt: skip
 
 from registry.methods.draws import inverse_cdf, uniforms
 from tasks.batch import Sample
-from tasks.guidance import Guidance, NextTokens, Prefixes
+from tasks.guidance import Guidance, Prefixes
 from tasks.outputs import prefix_rewards
-from tasks.reader import Reader, next_token_logits
+from tasks.reader import Reader
 from tasks.sampler import sample
-
-
-def by_prefix(model: Any, ending: list[int] = ENDING) -> Prefixes:
-    return Prefixes(Reader(prefix_rewards(model), ITS_PROMPTS, CPU), ending)
-
-
-def by_token(model: Any) -> NextTokens:
-    return NextTokens(Reader(next_token_logits(model), ITS_PROMPTS, CPU))
-
-
-def run(model: Any, guidance: Guidance | None, **changes: Any) -> list[list[Sample]]:
-    options: dict[str, Any] = {"samples": 2, "max_new_tokens": 12, "seed": 11, "eos_ids": ENDS}
-    keys = [str(prompt) for prompt in PROMPTS]
-    return sample(model, PROMPTS, keys=keys, guidance=guidance, **options | changes)
 
 
 @torch.inference_mode()

@@ -1,0 +1,118 @@
+"""Audits of an evaluation: what a person would want to look into, each a number with an interval and no verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registry import data
+from registry.artifacts import Artifact
+from registry.methods.audits import divergence_of_gold
+from registry.methods.comparison import over_seeds
+from registry.methods.repetition import TrainingTexts
+from specs.data import Data
+from specs.plan import canonical
+from tasks.drawing import Answer
+from tasks.inputs import PAIRS, RESPONSES, read_lines
+from tasks.lineage import direct, role
+from tasks.properties import Properties
+
+Array = NDArray[np.float64]
+
+
+def copied(properties: Properties, policy: Artifact, answers: list[list[Answer]]) -> dict[str, Any]:
+    """How much of a policy's answers stands word for word in what it was trained on: the share of words in runs of eight that
+    occur there, and the share of answers that do as a whole. Empty for a policy that was trained on no stored answers."""
+    texts = list(dict.fromkeys(_learnt_from(policy)))
+    if not texts:
+        return {}
+    known = TrainingTexts(texts)
+    shares = np.array([[[known.copied(a.text), known.has(a.text)] for a in row] for row in answers], dtype=float)
+    words, whole = shares.mean(axis=1).T
+    return {"copied_words": properties.interval(words)._asdict(), "copied_whole": properties.interval(whole)._asdict()}
+
+
+def _learnt_from(policy: Artifact) -> Iterator[str]:
+    """The chosen answers of pairs, and the responses, that a policy's language models were trained on; not those that its
+    rewards were, nor what a stage drew and kept for itself."""
+    for stage in direct(policy):
+        if stage.produces != "language model":
+            continue
+        for slot in ("data", "responses"):
+            for source in stage.inputs.get(slot, ()):
+                yield from _answers_in(source)
+
+
+def _answers_in(source: Artifact) -> Iterator[str]:
+    if isinstance(source.entry, Data):
+        if source.produces == "preference pairs":
+            yield from (pair.chosen for pair in data.read(source.entry, source.part, f"data.{source.name}").rows)
+        return
+    assert source.folder is not None
+    if source.produces == "preference pairs":
+        yield from (row["chosen"] for row in read_lines(source.folder / PAIRS))
+    else:
+        yield from (r["text"] for row in read_lines(source.folder / RESPONSES) for r in row["responses"])
+
+
+def apart(
+    properties: Properties,
+    policy: Artifact,
+    rewards: Sequence[Artifact],
+    scores: Sequence[Sequence[Array]],
+    i: int,
+    reference: int,
+) -> list[dict[str, Any]]:
+    """Of each reward that guides a policy and each that does not: how much more was gained of the first, in standard deviations
+    of the reference's answers. `guide` and `gold` are places among the rewards."""
+    roles = [role(policy, reward) for reward in rewards]
+    deviations = [float(of[reference].std()) for of in scores]
+    gains = [of[i].mean(axis=1) - of[reference].mean(axis=1) for of in scores]
+    found = []
+    for guide, gold in ((g, h) for g in range(len(rewards)) for h in range(len(rewards))):
+        if i == reference or roles[guide] != "guides" or roles[gold] == "guides":
+            continue
+        if deviations[guide] > 0 and deviations[gold] > 0:
+            more = divergence_of_gold(
+                gains[guide], gains[gold], guide_deviation=deviations[guide], gold_deviation=deviations[gold]
+            )
+            found.append({"guide": guide, "gold": gold, **properties.interval(more)._asdict()})
+    return found
+
+
+def of_seeds(
+    properties: Properties, policies: Sequence[Artifact], scores: Sequence[Sequence[Array]], reference: int
+) -> list[dict[str, Any]]:
+    """Policies that differ by the seeds of their training alone, taken together: by reward, the mean and the difference to
+    the reference with intervals over seeds and prompts. `policies` are places."""
+    groups: dict[str, list[int]] = {}
+    for i, policy in enumerate(policies):
+        groups.setdefault(_but_for_the_seed(policy), []).append(i)
+    entry = properties.job.entry
+    asked = {"confidence": entry.confidence, "resamples": entry.resamples, "seed": properties.job.seed}
+    found = []
+    for members in groups.values():
+        if len(members) < 2:
+            continue
+        rewards = []
+        for of in scores:
+            means = np.stack([of[i].mean(axis=1) for i in members])
+            differences = means - of[reference].mean(axis=1)
+            rewards.append({
+                "reward": over_seeds(means, **asked)._asdict(),
+                "difference": over_seeds(differences, **asked)._asdict(),
+            })  # fmt: skip
+        found.append({"policies": members, "rewards": rewards})
+    return found
+
+
+def _but_for_the_seed(policy: Artifact) -> str:
+    """What a policy is, whatever the seeds of its training."""
+    spec: dict[str, Any] = {name: value for name, value in policy.fields.items() if name != "seed"}
+    for slot in ("from", "previous"):
+        for below in policy.inputs.get(slot, ()):
+            spec[slot] = _but_for_the_seed(below)
+    return canonical([policy.payload["kind"], spec, policy.payload["facts"]])
