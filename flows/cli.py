@@ -85,8 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     verb(serve, "spec", "policies", "host", "port", "api_key", "longest_answer", "set")
     verb(show, "spec", "stage", "set", "json")
     verb(report, "spec", "set")
+    verb(compare, "specs", "against", "json")
     verb(schema)
     verb(explain, "path")
+    verb(up, "prefect_port", "mlflow_port")
     verb(doctor, "json")
     verb(gc, "delete")
     return parser
@@ -238,6 +240,30 @@ def report(arguments: Arguments) -> None:
     print(path)
 
 
+def compare(arguments: Arguments) -> None:
+    """Put the policies of several studies side by side, paired where they answered the same prompts."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from flows.comparing import compare as compared
+    from flows.comparing import tables
+    from registry.home import home
+    from specs.load import load
+    from tasks.view import View
+
+    views = [View.of(load(spec).study, home(), spec.resolve().parent, offline=False) for spec in arguments.specs]
+    found = compared(views, arguments.against)
+    if arguments.json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    screen = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    for table in tables(found):
+        screen.print(table)
+    for line in found.left_out:
+        print(f"left out: {line}")
+
+
 def schema(_: Arguments) -> None:
     """Print the JSON Schema of the language, for editors."""
     from specs.schema import schema as made
@@ -255,6 +281,13 @@ def explain(arguments: Arguments) -> int:
         print(error.args[0], file=sys.stderr)
         return 2
     return 0
+
+
+def up(arguments: Arguments) -> int:
+    """Start Prefect's server, MLflow's server and a worker on this machine, until Ctrl-C."""
+    from flows.up import up as started
+
+    return started(port=arguments.port, mlflow_port=arguments.mlflow_port)
 
 
 def doctor(arguments: Arguments) -> int:

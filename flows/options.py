@@ -42,6 +42,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--offline",),
         {"action": "store_true", "help": "use nothing from the network that is not here already"},
     ),
+    "against": (
+        ("--against",),
+        {"metavar": "STUDY:POLICY", "help": "whom to compare with (default: the first study's reference)"},
+    ),
     "json": (("--json",), {"action": "store_true", "help": "print JSON"}),
     "policy": (("--policy",), {"metavar": "NAME", "required": True, "help": "a model or decoding rule of the study"}),
     "policies": (
@@ -59,6 +63,14 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {"metavar": "ADDRESS", "default": "127.0.0.1", "help": "default: 127.0.0.1, this machine alone"},
     ),
     "port": (("--port",), {"metavar": "N", "type": int, "default": 8000, "help": "default: 8000; 0 is any free one"}),
+    "prefect_port": (
+        ("--port",),
+        {"metavar": "N", "type": _positive, "default": 4200, "help": "Prefect's port (default: 4200)"},
+    ),
+    "mlflow_port": (
+        ("--mlflow-port",),
+        {"metavar": "N", "type": _positive, "default": 5000, "help": "MLflow's port (default: 5000)"},
+    ),
     "api_key": (
         ("--api-key",),
         {

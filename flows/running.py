@@ -45,7 +45,7 @@ def run(loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet
         uri, _ = tracking_place(study, home)
         if problem := server.mlflow_problem(uri):
             raise UnfitError(problem)
-        configured = server.configured_url(Path.cwd())
+        configured = server.configured_url(Path.cwd()) or server.of_up(home).get("prefect")
         if configured:
             server.require(configured)
         url = configured or server.start_temporary(log)

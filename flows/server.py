@@ -1,4 +1,4 @@
-"""Which Prefect server a run talks to: the one that is configured, or a temporary one of its own.
+"""Which Prefect server a run talks to: the one that is configured, that of `alignflow up`, or a temporary one of its own.
 
 The temporary server starts while this process still imports, writes to a log file, leads a session of
 its own (so that Ctrl-C in the terminal leaves it time to hear how the run ended), and dies with this process.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -18,13 +19,16 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from specs.problems import UnfitError, without_password, without_user
 from tasks.places import DATABASES
 
+NOTE = "up.json"
+"""Where `alignflow up` writes down its addresses, in the home folder."""
 STARTUP = 120.0  # seconds; the first start of a new Prefect home runs its migrations
 
 
@@ -51,6 +55,26 @@ def _toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+@contextmanager
+def noted(home: Path, prefect: str, mlflow: str) -> Iterator[None]:
+    """While this lasts, runs of this home find these servers."""
+    note = home / NOTE
+    note.write_text(json.dumps({"prefect": prefect, "mlflow": mlflow}), encoding="utf-8")
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def of_up(home: Path) -> dict[str, str]:
+    """The addresses `prefect` and `mlflow` of the servers that `alignflow up` runs for this home; empty where none answers."""
+    try:
+        note: dict[str, str] = json.loads((home / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if _answers(note["prefect"], 5) else {}  # else it was killed before it could take the note away
 
 
 def require(url: str) -> None:
@@ -117,18 +141,18 @@ def start_temporary(log: Path) -> str:
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
-    atexit.register(_end, process)
+    atexit.register(end, process)
     return url
 
 
-def wait_for(url: str, log: Path) -> None:
-    """Returns when the temporary server answers. Raises `UnfitError` where it does not in time."""
+def wait_for(url: str, log: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Returns when the server answers. Raises `UnfitError` where it does not in time, or its `process` has ended."""
     deadline = time.monotonic() + STARTUP
     while not _answers(url, 2):
-        if time.monotonic() > deadline:
-            raise UnfitError(f"the temporary Prefect server did not start; its log is {log}")
+        if time.monotonic() > deadline or (process is not None and process.poll() is not None):
+            raise UnfitError(f"the Prefect server did not start; its log is {log}")
         time.sleep(0.05)
 
 
@@ -148,17 +172,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Linux: the kernel sends SIGTERM to this process when its parent is gone. Elsewhere nothing does."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes], patience: float = 5) -> None:
+    """Ends a process, by force after `patience` seconds."""
     with suppress(ProcessLookupError):
         process.terminate()
     try:
-        process.wait(timeout=5)
+        process.wait(timeout=patience)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -1,0 +1,169 @@
+"""`alignflow compare`: policies of several studies side by side, paired prompt by prompt where they answered the same ones.
+
+Everything is reckoned anew from the stored answers' rewards, so the studies need know nothing of each other. What was judged by
+different rewards, or on different prompts, is not comparable and is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from registry.artifacts import Artifact
+from registry.methods.comparison import interval, win_rates
+from registry.methods.significance import holm, permutation_p
+from registry.rows import Prompt
+from specs.evaluation import Evaluate
+from specs.problems import UserError, did_you_mean, listed
+from tasks.evaluation_table import GENERATIONS, named
+from tasks.inputs import read_lines
+from tasks.view import View
+
+Array = NDArray[np.float64]
+
+FEWEST = 2
+"""Prompts in common with the reference: with fewer there is no interval."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A policy as one evaluation saw it."""
+
+    name: str
+    """`study:policy`, with the evaluation between the two where a study has several."""
+    fingerprint: str
+    limits: str
+    """What its answers were allowed: under other limits they are other things."""
+    rewards: dict[str, dict[str, list[float]]]
+    """By a reward's fingerprint and a prompt's id, of each sample."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What can be said of the entrants together."""
+
+    reference: str
+    rows: list[dict[str, Any]]
+    """One for each reward and entrant: mean reward, difference and win rate with the ends of their intervals, p-values."""
+    left_out: list[str]
+    """Sentences: who is not in `rows`, and why."""
+
+
+def compare(views: Sequence[View], against: str | None = None) -> Comparison:
+    """Raises `UserError` where there is nothing to compare, or no entrant is called `against` (the first study's reference)."""
+    reference, entrants, names, settings = _entrants(views)
+    if against is not None:
+        if against not in (known := [e.name for e in entrants]):
+            raise UserError(f"there is no `{against}`{did_you_mean(against, known) or f'; there are {listed(known)}'}")
+        reference = against
+    (base,) = (e for e in entrants if e.name == reference)
+    left_out, rows = [], []
+    fit = [e for e in entrants if e.limits == base.limits]
+    for entrant in entrants:
+        if entrant not in fit:
+            left_out.append(f"{entrant.name}: its answers had other limits ({entrant.limits}, not {base.limits})")
+    for reward, by_prompt in base.rewards.items():
+        found = []
+        for entrant in fit:
+            shared = [p for p in entrant.rewards.get(reward, {}) if p in by_prompt]
+            if len(shared) < FEWEST:
+                why = (
+                    f"{len(shared)} prompts in common with {reference}"
+                    if reward in entrant.rewards
+                    else "it was not asked"
+                )
+                left_out.append(f"{entrant.name} by {names[reward]}: {why}")
+                continue
+            ours, theirs = (np.array([side[reward][p] for p in shared]) for side in (entrant.rewards, base.rewards))
+            found.append(_row(names[reward], entrant, reference, ours, theirs, settings))
+        others = [row for row in found if row["policy"] != reference]
+        for row, p in zip(others, holm([row["p"] for row in others]), strict=True):
+            row["p_holm"] = p
+        rows += found
+    return Comparison(reference, rows, left_out)
+
+
+def _row(
+    reward: str, entrant: Entrant, reference: str, ours: Array, theirs: Array, settings: dict[str, Any]
+) -> dict[str, Any]:
+    difference = ours.mean(axis=1) - theirs.mean(axis=1)
+    row: dict[str, Any] = {"policy": entrant.name, "against": reference, "judged_by": reward, "prompts": len(ours)}
+    values = {"reward": ours.mean(axis=1), "difference": difference, "win_rate": win_rates(ours, theirs)}
+    for what, each in values.items():
+        found = interval(each, **settings)
+        row |= {what: found.estimate, f"{what}_low": found.low, f"{what}_high": found.high}
+    if entrant.name != reference:
+        row["p"] = permutation_p(difference, resamples=settings["resamples"], seed=settings["seed"])
+    return row
+
+
+def _entrants(views: Sequence[View]) -> tuple[str, list[Entrant], dict[str, str], dict[str, Any]]:
+    """The reference of the first evaluation, every entrant once, the rewards' names, and the first evaluation's intervals."""
+    reference: str | None = None
+    entrants: list[Entrant] = []
+    names: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    for view, name, artifact in _evaluations(views):
+        evaluation = named(artifact)
+        several = sum(isinstance(e, Evaluate) for e in view.study.stages.values()) > 1
+        place = f"{view.study.name}:{name}" if several else view.study.name
+        prints = evaluation.results["rewards"]
+        names = dict(zip(prints, evaluation.rewards, strict=True)) | names
+        for entrant in _of(artifact, place, evaluation.policies, evaluation.results, prints):
+            if entrant.name == f"{place}:{evaluation.reference}" and reference is None:
+                reference = entrant.name
+                entry: Any = artifact.entry
+                settings = {
+                    "confidence": entry.confidence,
+                    "resamples": entry.resamples,
+                    "seed": artifact.fields["seed"],
+                }
+            same = any((e.fingerprint, e.rewards) == (entrant.fingerprint, entrant.rewards) for e in entrants)
+            entrants += [] if same else [entrant]
+    if reference is None:
+        raise UserError("none of these studies has a stored `evaluate` stage; `alignflow run` them first")
+    return reference, entrants, names, settings
+
+
+def _evaluations(views: Sequence[View]) -> Iterator[tuple[View, str, Artifact]]:
+    for view in views:
+        for name, entry in view.study.stages.items():
+            if isinstance(entry, Evaluate) and view.stored(name) is not None:
+                yield view, name, view.artifact(name)
+
+
+def _of(
+    artifact: Artifact, place: str, policies: Sequence[str], results: dict[str, Any], rewards: Sequence[str]
+) -> list[Entrant]:
+    assert artifact.folder is not None
+    values: list[dict[str, dict[str, list[float]]]] = [{reward: {} for reward in rewards} for _ in policies]
+    for row in read_lines(artifact.folder / GENERATIONS):
+        prompt = Prompt(tuple(row["prompt"])).id
+        for reward, value in zip(rewards, row["rewards"], strict=True):
+            values[row["policy"]][reward].setdefault(prompt, []).append(value)
+    limits = f"{results['max_new_tokens']} new tokens, {results['samples_per_prompt']} samples a prompt"
+    found = zip(policies, results["policies"], values, strict=True)
+    return [Entrant(f"{place}:{policy}", told["fingerprint"], limits, own) for policy, told, own in found]
+
+
+def tables(comparison: Comparison) -> Iterator[Table]:
+    """One for each reward, the highest first."""
+    for reward in dict.fromkeys(row["judged_by"] for row in comparison.rows):
+        rows = [row for row in comparison.rows if row["judged_by"] == reward]
+        table = Table(title=f"judged by {reward}, against {comparison.reference}", title_justify="left")
+        for column in ("policy", "prompts", "reward", "difference", "win rate", "p (Holm)"):
+            table.add_column(column)
+        for row in sorted(rows, key=lambda row: -row["reward"]):
+            spread = (
+                f"{row[w]:.3f} [{row[f'{w}_low']:.3f}, {row[f'{w}_high']:.3f}]"
+                for w in ("reward", "difference", "win_rate")
+            )
+            table.add_row(
+                row["policy"], str(row["prompts"]), *spread, f"{row['p_holm']:.3f}" if "p_holm" in row else ""
+            )
+        yield table

@@ -1,0 +1,131 @@
+"""`alignflow up`: Prefect's server, MLflow's server and a worker on this machine, until Ctrl-C.
+
+What they keep lies in the home folder, and a run of the same home finds them by the note that lies there while they are up.
+The worker carries out deployed studies (`alignflow deploy`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows import server, silence
+from registry.home import make_home
+from specs.problems import UnfitError
+
+POOL = "alignflow"
+"""The work pool of deployed studies."""
+
+
+def up(*, port: int, mlflow_port: int) -> int:
+    """Starts all three, prints where they are, and waits. Returns the exit status: 130 on Ctrl-C, 1 where one of them died.
+    Raises `UnfitError` where a port is taken, or one of them does not start."""
+    silence.apply()
+    home = make_home()
+    for taken, option in ((port, "--port"), (mlflow_port, "--mlflow-port")):
+        _require_free(taken, option)
+    prefect, mlflow = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{mlflow_port}"
+    logs = home / "logs" / "up"
+    logs.mkdir(parents=True, exist_ok=True)
+    parts: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        parts["mlflow"] = _start("mlflow", _mlflow(home, mlflow_port), logs, _mlflow_environment())
+        parts["prefect"] = _start("prefect", _prefect(port), logs, _prefect_environment(home, port))
+        server.wait_for(f"{prefect}/api", logs / "prefect.log", parts["prefect"])
+        parts["worker"] = _start("worker", _worker(), logs, _worker_environment(home, prefect))
+        _wait_for_mlflow(mlflow, logs / "mlflow.log", parts["mlflow"])
+        print(f"Prefect  {prefect}\nMLflow   {mlflow}\nlogs     {logs}\nCtrl-C stops all of it.", flush=True)
+        with server.noted(home, f"{prefect}/api", mlflow):
+            while True:
+                for name, part in parts.items():
+                    if part.poll() is not None:
+                        print(f"{name} has ended; its log is {logs / name}.log", file=sys.stderr)
+                        return 1
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        with _ignoring_interrupts():
+            for part in reversed(parts.values()):  # the worker first: it has something to tell the server
+                server.end(part, patience=20)
+
+
+def _require_free(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UnfitError(f"port {port} cannot be had ({error.strerror}); name another with {option}") from None
+
+
+def _start(name: str, command: list[str], logs: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Leads a session of its own, so that Ctrl-C reaches this process alone, which ends the others in order."""
+    with (logs / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=server.die_with_parent,
+        )
+
+
+def _prefect(port: int) -> list[str]:
+    return ["-P", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+
+
+def _prefect_environment(home: Path, port: int) -> dict[str, str]:
+    api = f"http://127.0.0.1:{port}/api"
+    # The page asks for its data where it is told, which is port 4200 unless one says otherwise.
+    return {"PREFECT_HOME": str(home / "prefect"), "PREFECT_UI_API_URL": api, "PREFECT_API_URL": api}
+
+
+def _mlflow(home: Path, port: int) -> list[str]:
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{home / 'mlflow.db'}",
+        "--default-artifact-root",
+        str(home / "mlartifacts"),
+    ]
+    return ["-P", "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
+
+
+def _mlflow_environment() -> dict[str, str]:
+    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def _worker() -> list[str]:
+    return ["-P", "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+
+
+def _worker_environment(home: Path, prefect: str) -> dict[str, str]:
+    return {"PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": f"{prefect}/api", "ALIGNFLOW_HOME": str(home)}
+
+
+def _wait_for_mlflow(url: str, log: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + server.STARTUP
+    while server.mlflow_problem(url) is not None:
+        if time.monotonic() > deadline or process.poll() is not None:
+            raise UnfitError(f"MLflow's server did not start; its log is {log}")
+        time.sleep(0.2)
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """A second Ctrl-C while all is being ended would leave some of it running."""
+    import signal
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,129 @@
+"""Policies of several studies side by side: paired where prompts are shared, left out with the reason where not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import handmade
+import numpy as np
+import pytest
+
+from flows.cli import main
+from flows.comparing import compare
+from registry.methods.comparison import interval, win_rates
+from registry.methods.significance import holm, permutation_p
+from specs.problems import UserError
+from tasks.view import View
+
+PROMPTS = [f"Question {i}?" for i in range(6)]
+POLICIES = ("base", "sft", "bon[n=2]", "bon[n=4]")
+
+
+def rewards(policy: int, prompt: int, shift: float) -> list[list[float]]:
+    """Of two samples, under both rewards."""
+    value = ((prompt * 7 + policy * 3) % 5) / 2 + shift * policy
+    return [[value + s / 4, -value - s / 8] for s in range(2)]
+
+
+def put(study: View, shift: float, prompts: list[str] = PROMPTS, limit: int = 16) -> None:
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": text}], "policy": i, "sample": s, "response": "r", "tokens": 1,
+            "finished": True, "rewards": rewards(i, int(text.split()[1][:-1]), shift)[s],
+        }
+        for text in prompts
+        for i in range(len(POLICIES))
+        for s in range(2)
+    ]  # fmt: skip
+    table = study.artifact("table")
+    results = {
+        "prompts": len(prompts), "samples_per_prompt": 2, "max_new_tokens": limit, "reference": 0,
+        "policies": [{"fingerprint": p.fingerprint} for p in table.inputs["policies"]],
+        "rewards": [r.fingerprint for r in table.inputs["rewards"]],
+    }  # fmt: skip
+    files = {"evaluation.json": json.dumps(results), "measured.json": json.dumps([{}] * 4)}
+    handmade.put(study, "table", files | {"generations.jsonl": handmade.lines(*rows)})
+
+
+@pytest.fixture
+def first(tmp_path: Path, home: Path) -> View:
+    view = handmade.view(tmp_path)
+    put(view, 0.0)
+    return view
+
+
+def second(folder: Path, old: str = "", new: str = "", **options: Any) -> View:
+    """A study with another fine-tuning."""
+    text = handmade.STUDY.replace("name: small", "name: other").replace("data: pairs}", "data: pairs, epochs: 3}")
+    view = handmade.view(folder, text.replace(old, new) if old else text)
+    put(view, 0.5, **options)
+    return view
+
+
+def values(policy: int, shift: float) -> np.ndarray:
+    return np.array([[sample[0] for sample in rewards(policy, prompt, shift)] for prompt in range(len(PROMPTS))])
+
+
+def test_policies_of_two_studies_are_paired_prompt_by_prompt(first: View, tmp_path: Path) -> None:
+    found = compare([first, second(tmp_path)])
+    assert found.reference == "small:base" and not found.left_out
+    rows = {row["policy"]: row for row in found.rows if row["judged_by"] == "gold"}
+    # The two bases are one policy with one set of answers.
+    assert list(rows) == [*(f"small:{p}" for p in POLICIES), *(f"other:{p}" for p in POLICIES[1:])]
+    ours, theirs = values(1, 0.5), values(0, 0.0)
+    difference = ours.mean(1) - theirs.mean(1)
+    entry = first.artifact("table").entry
+    expected = interval(difference, confidence=0.95, resamples=2000, seed=3)
+    row = rows["other:sft"]
+    assert (row["difference"], row["difference_low"], row["difference_high"]) == pytest.approx(tuple(expected))
+    assert row["win_rate"] == pytest.approx(win_rates(ours, theirs).mean())
+    assert row["p"] == permutation_p(difference, resamples=entry.resamples, seed=3)
+    others = [row for name, row in rows.items() if name != "small:base"]
+    assert [row["p_holm"] for row in others] == holm([row["p"] for row in others])
+    assert "p" not in rows["small:base"] and rows["small:base"]["difference"] == 0
+
+
+def test_only_what_both_were_asked_is_compared(first: View, tmp_path: Path) -> None:
+    found = compare([first, second(tmp_path, prompts=PROMPTS[:4])])
+    rows = {row["policy"]: row for row in found.rows if row["judged_by"] == "tone"}
+    assert (rows["small:sft"]["prompts"], rows["other:sft"]["prompts"]) == (6, 4)
+    found = compare([first, second(tmp_path, prompts=["Question 7?", "Question 8?"])])
+    assert {row["policy"].split(":")[0] for row in found.rows} == {"small"}
+    assert "other:sft by gold: 0 prompts in common with small:base" in found.left_out
+
+
+def test_a_reward_that_only_one_study_asked_is_no_comparison(first: View, tmp_path: Path) -> None:
+    found = compare([first, second(tmp_path, "tone: {kind: lexicon}", "tone: {kind: length, per_word: -1.0}")])
+    assert {row["policy"].split(":")[0] for row in found.rows if row["judged_by"] == "tone"} == {"small"}
+    assert "other:sft by tone: it was not asked" in found.left_out
+
+
+def test_answers_under_other_limits_are_left_out_and_it_says_so(first: View, tmp_path: Path) -> None:
+    found = compare([first, second(tmp_path, limit=64)])
+    assert {row["policy"].split(":")[0] for row in found.rows} == {"small"}
+    told = "its answers had other limits (64 new tokens, 2 samples a prompt, not 16 new tokens, 2 samples a prompt)"
+    assert f"other:sft: {told}" in found.left_out
+
+
+def test_any_policy_can_be_the_reference_and_a_misspelt_one_is_told(first: View) -> None:
+    found = compare([first], "small:bon[n=2]")
+    assert {row["against"] for row in found.rows} == {"small:bon[n=2]"}
+    with pytest.raises(UserError, match=r"there is no `small:sfd`; did you mean `small:sft`\?"):
+        compare([first], "small:sfd")
+
+
+def test_studies_without_an_evaluation_have_nothing_to_compare(tmp_path: Path, home: Path) -> None:
+    with pytest.raises(UserError, match="has a stored `evaluate` stage"):
+        compare([handmade.view(tmp_path)])
+
+
+def test_the_command_prints_a_table_for_each_reward(
+    first: View, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(tmp_path / "s.yaml")]) == 0
+    told = capsys.readouterr().out
+    assert "judged by gold, against small:base" in told and "judged by tone" in told and "small:bon[n=4]" in told
+    assert main(["compare", str(tmp_path / "s.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reference"] == "small:base"
