@@ -1,4 +1,4 @@
-"""The `evaluate` body: every policy on the same prompts with the same random numbers, judged by every reward.
+"""The `evaluate` body: every policy on the same prompts with the same random numbers, judged by every reward and judge.
 
 Results are kept by position, not by name: two studies that call the same policies differently share one artifact.
 """
@@ -23,6 +23,7 @@ from tasks.answers import Answer, answer, rule_of
 from tasks.evaluation_table import EVALUATION, GENERATIONS
 from tasks.inputs import prompts_of, write_lines
 from tasks.job import Job, Result
+from tasks.judged import judged, try_judges
 from tasks.scores import Scores
 from tasks.threads import use_threads
 
@@ -30,7 +31,7 @@ Array = NDArray[np.float64]
 
 
 def evaluate(job: Job) -> Result:
-    """Samples, scores, compares and writes `evaluation.json` and `generations.jsonl`."""
+    """Samples, scores, compares and writes `evaluation.json`, `generations.jsonl` and, with judges, `verdicts.jsonl`."""
     use_threads(job.execution)
     prompts = prompts_of(job, "prompts")
     policies = list(job.many("policies"))
@@ -38,6 +39,7 @@ def evaluate(job: Job) -> Result:
     if reference is None:
         reference = len(policies)
         policies.append(job.one("against"))
+    try_judges(job)
     known = Scores(job.execution, job.log)
     candidates: dict[str, list[list[Answer]]] = {}
     answers = answer(
@@ -56,6 +58,7 @@ def evaluate(job: Job) -> Result:
     def measured(values: Array) -> Interval:
         return interval(values, confidence=job.entry.confidence, resamples=job.entry.resamples, seed=job.seed)
 
+    verdicts = judged(job, prompts, answers, reference, measured)
     lengths = [np.array([[float(a.tokens) for a in row] for row in rows]) for rows in answers]
     evaluation = {
         "prompts": len(prompts),
@@ -74,6 +77,7 @@ def evaluate(job: Job) -> Result:
                     }
                     for scores in rewards
                 ],
+                "judges": verdicts[i],
                 "best_of": [
                     [{"n": n, **measured(values)._asdict()} for n, values in curve]
                     for curve in _best_of(job, policy, prompts, candidates.get(policy.fingerprint), known)
@@ -82,6 +86,7 @@ def evaluate(job: Job) -> Result:
             for i, policy in enumerate(policies)
         ],
         "rewards": [r.fingerprint for r in job.many("rewards")],
+        "judges": [judge.fingerprint for judge in job.many("judges")],
     }
     text = json.dumps(evaluation, indent=1, allow_nan=False)
     (job.out / EVALUATION).write_text(text + "\n", encoding="utf-8")

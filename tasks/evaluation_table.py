@@ -9,6 +9,7 @@ from typing import Any
 
 from registry.artifacts import Artifact
 from tasks.inputs import read_lines
+from tasks.verdict_table import verdict_metrics, verdict_rows, win_rate
 
 EVALUATION = "evaluation.json"
 GENERATIONS = "generations.jsonl"
@@ -22,6 +23,7 @@ class Evaluation:
     rewards: tuple[str, ...]
     reference: str
     results: dict[str, Any]
+    judges: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One flat row for each policy and reward: estimates with the ends of their intervals."""
@@ -44,17 +46,23 @@ class Evaluation:
                     row = {"policy": name, "judged_by": reward, "n": point["n"]}
                     yield row | _spread("reward", point)
 
+    def verdicts(self) -> Iterator[dict[str, Any]]:
+        """One row for each judge and each policy but the reference."""
+        return verdict_rows(self.policies, self.judges, self.reference, self.results)
+
     @property
     def inference(self) -> list[str]:
         """The metrics of procedures that policies were put behind."""
         return [name for name in self.results["policies"][0]["rewards"][0] if name.endswith("_win_rate")]
 
     def metric(self, policy: str, metric: str) -> float:
-        """A policy's `reward.<name>`, `win_rate.<name>` (or another that is judged by a reward), or `length`."""
+        """A policy's `reward.<name>`, `win_rate.<name>` (or another that is judged by a reward), `judge.<name>`, or `length`."""
         what, _, reward = metric.partition(".")
         found = self.results["policies"][self.policies.index(policy)]
         if what == "length":
             return float(found["length"]["estimate"])
+        if what == "judge":
+            return win_rate(found["judges"][self.judges.index(reward)])
         return float(found["rewards"][self.rewards.index(reward)][what]["estimate"])
 
     def metrics(self) -> dict[str, float]:
@@ -67,6 +75,8 @@ class Evaluation:
                     found[f"{policy}/{what}{end}/{reward}"] = row[f"{what}{end}"]
             for key in ("length", "length_low", "length_high", "finished"):
                 found[f"{policy}/{key}"] = row[key]
+        for row in self.verdicts():
+            found |= verdict_metrics(_metric_name(row["policy"]), row)
         return found
 
 
@@ -88,7 +98,8 @@ def named(artifact: Artifact) -> Evaluation:
     if len(results["policies"]) > len(policies):
         policies.append(against.name)
     rewards = tuple(r.name for r in artifact.inputs["rewards"])
-    return Evaluation(tuple(policies), rewards, policies[results["reference"]], results)
+    judges = tuple(j.name for j in artifact.inputs.get("judges", ()))
+    return Evaluation(tuple(policies), rewards, policies[results["reference"]], results, judges)
 
 
 def generations(artifact: Artifact, policies: Sequence[str], rewards: Sequence[str]) -> Iterator[dict[str, Any]]:
