@@ -1,4 +1,4 @@
-"""`alignflow gc`: artifacts that no study's last run refers to, and what killed builds left."""
+"""`alignflow gc`: artifacts that no study's last run refers to, and what killed builds left. What judges said stays."""
 
 from __future__ import annotations
 

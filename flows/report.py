@@ -19,6 +19,7 @@ from registry.home import study_folder
 from specs.evaluation import Evaluate
 from tasks.evaluation_table import Evaluation, generations, named
 from tasks.inputs import TRAINING, UNIFORMITY, read_lines
+from tasks.verdict_table import COLUMNS, verdict_cells
 from tasks.view import View
 
 REPORT = "report.html"
@@ -53,6 +54,7 @@ def write_report(view: View) -> Path | None:
         (folder / f"{name}.svg").write_text(figure, encoding="utf-8")
         sections.append(_evaluation_section(view, name, evaluation, rows, figure))
         sections += _best_of_section(name, evaluation, folder)
+        sections += _verdicts_section(name, evaluation, folder)
     sections += _calibration_sections(view, records, folder)
     sections += _training_sections(view, records, folder)
     sections.append(_stages_section(view, records))
@@ -137,6 +139,22 @@ def _best_of_section(name: str, evaluation: Evaluation, folder: Path) -> Iterato
     )
     yield Markup("<h3>The best of n draws</h3><p>{}</p>{}<p>Numbers: <a href='{}'>{}</a></p>").format(
         note, figure, f"{name}.best_of.csv", f"{name}.best_of.csv"
+    )
+
+
+def _verdicts_section(name: str, evaluation: Evaluation, folder: Path) -> Iterator[Markup]:
+    """What judges say."""
+    rows = list(evaluation.verdicts())
+    if not rows:
+        return
+    _write_csv(folder / f"{name}.judges.csv", rows)
+    note = (
+        f"Each pair of answers, one of a policy and one of {evaluation.reference}, was shown in both orders. Position bias is the "
+        "share of verdicts for the answer shown first (0.5 is none); agreement the share of pairs with one outcome in both orders."
+    )
+    table = _table(("policy", "judged by", *COLUMNS), [(r["policy"], r["judged_by"], *verdict_cells(r)) for r in rows])
+    yield Markup("<h3>Judges</h3><p>{}</p>{}<p>Numbers: <a href='{}'>{}</a></p>").format(
+        note, table, f"{name}.judges.csv", f"{name}.judges.csv"
     )
 
 

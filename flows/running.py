@@ -16,6 +16,7 @@ from typing import Any
 
 from flows import server, silence
 from flows.display import Display, own_lines_only
+from registry import judges
 from registry.home import make_home
 from specs.load import Loaded
 from specs.problems import SpecError, UnfitError
@@ -45,6 +46,8 @@ def run(loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet
         uri, _ = tracking_place(study, home)
         if problem := server.mlflow_problem(uri):
             raise UnfitError(problem)
+        for name in view.judges(view.to_build()):
+            judges.try_out(name, study.judges[name])
         configured = server.configured_url(Path.cwd()) or server.of_up(home).get("prefect")
         if configured:
             server.require(configured)

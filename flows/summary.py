@@ -1,4 +1,4 @@
-"""The tables that end a run in the terminal: each evaluation, with intervals."""
+"""The tables that end a run in the terminal: each evaluation with intervals, and below it what judges say of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from specs.evaluation import Evaluate
-from tasks.evaluation_table import named
+from tasks.evaluation_table import Evaluation, named
+from tasks.verdict_table import COLUMNS, verdict_cells
 from tasks.view import View
 
 
@@ -36,3 +37,14 @@ def evaluation_tables(view: View) -> Iterator[Table]:
                 f"{row['length']:.1f}",
             )
         yield table
+        if evaluation.judges:
+            yield _verdicts(name, evaluation)
+
+
+def _verdicts(name: str, evaluation: Evaluation) -> Table:
+    table = Table(title=f"{name}: verdicts on each policy beside {evaluation.reference}", title_justify="left")
+    for column in ("policy", "judged by", *COLUMNS):
+        table.add_column(column)
+    for row in evaluation.verdicts():
+        table.add_row(row["policy"], row["judged_by"], *verdict_cells(row))
+    return table

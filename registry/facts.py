@@ -6,11 +6,12 @@ import importlib.util
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from registry import data, models
+from registry import data, judges, models
 from registry.python_source import python_fact
 from specs.data import Data
 from specs.execution import Execution
 from specs.graph import Graph, Node
+from specs.judges import Judge
 from specs.models import Model
 from specs.plan import Fact
 from specs.problems import Path as SpecPath
@@ -19,6 +20,8 @@ from specs.rewards import Classifier, Coherence, PythonReward
 from specs.study import Study, entries
 from specs.training import Training
 
+_NAMED_BY: dict[type, str] = {PythonReward: "target", Judge: "base_url"}
+"""The field that says what a leaf is, where it is not `source`."""
 BITSANDBYTES = "needs the package bitsandbytes, which is not installed; install that, or `alignflow[four_bits]`"
 
 
@@ -48,6 +51,8 @@ def _fact(node: Node, gpus: int, home: Path, folder: Path, offline: bool) -> Fac
             return models.encoder_fact(encoder, home, offline=offline)
         case PythonReward() as reward:
             return python_fact(reward, folder)
+        case Judge() as judge:
+            return judges.fact(judge, offline=offline)
         case _:
             return Fact()
 
@@ -85,7 +90,7 @@ def problems(study: Study, facts: dict[str, Fact]) -> list[tuple[SpecPath, str]]
     for name, node in Graph(entries(study)).nodes.items():
         fact = facts.get(name)
         if fact and fact.problem:
-            field = "target" if isinstance(node.entry, PythonReward) else "source"
+            field = _NAMED_BY.get(type(node.entry), "source")
             found.append(((node.section, name.split(".")[0], field), fact.problem))
         found += _not_together(name, node, study.execution)
         lora = getattr(node.entry, "lora", None)

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from specs.base import Count, NotIdentity, Spec, form
 from specs.decoding import Several
+from specs.judges import pair_problems
 from specs.problems import Path, did_you_mean, listed
-from specs.references import EvaluationReward, GivenAnswers, Policy, Prompts
+from specs.references import EvaluationReward, GivenAnswers, Judges, Policy, Prompts
 from specs.stage import Seeded
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Evaluate(Seeded):
     """Held-out prompts."""
     rewards: Annotated[tuple[EvaluationReward, ...], Field(min_length=1)]
     """The rewards that judge."""
+    judges: Annotated[tuple[Judges, ...], Field(max_length=8)] = ()
+    """The judges that compare each policy's answers with those of `against`."""
     budget: Budget = Budget()
     """What each policy may spend."""
     inference: Annotated[tuple[Behind, ...], Field(max_length=8)] = ()
@@ -86,8 +89,8 @@ class Evaluate(Seeded):
     """The coverage of the intervals."""
     expect: Annotated[dict[Policy, dict[str, Bar]], NotIdentity()] = {}
     """Bars to meet, by policy and metric: `{bon: {win_rate.gold: ">= 0.55"}}`. Metrics are
-    `reward.<name>`, `win_rate.<name>`, `best_of_4_win_rate.<name>` where `inference` asks for it, and `length`. A missed bar is
-    exit status 3."""
+    `reward.<name>`, `win_rate.<name>`, `best_of_4_win_rate.<name>` where `inference` asks for it, `judge.<name>` (the win rate by
+    a judge), and `length`. A missed bar is exit status 3."""
 
     @property
     def judged(self) -> list[str]:
@@ -97,6 +100,7 @@ class Evaluate(Seeded):
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
         yield from self._expectation_problems(graph)
         yield from self._sample_problems(graph)
+        yield from pair_problems(self.judges, self.budget.samples_per_prompt, graph)
         for i, behind in enumerate(self.inference):
             if self.budget.samples_per_prompt < 2 * behind.n:
                 message = (
@@ -113,6 +117,7 @@ class Evaluate(Seeded):
         known = [f"{what}.{name}" for what in self.judged for name in rewards]
         if len(rewards) == 1:
             known += self.judged
+        known += [f"judge.{name}" for name in self.judges]
         for policy, bars in self.expect.items():
             here: Path = ("expect", policy)
             if any(m not in policies for m in graph.members(policy)):

@@ -274,7 +274,7 @@ def _environment_problems(entry: Spec, environment: Mapping[str, str]) -> Iterat
                 yield (key, *where), message
         elif isinstance(value, str) and "${" in value:
             if not any(isinstance(m, MayNameEnvironment) for m in field.metadata):
-                yield (key,), "`${env:}` stands only in paths and in `tracking.uri`"
+                yield (key,), "`${env:}` stands only in paths, in `tracking.uri` and in `api_key`"
                 continue
             for variable in environment_names(value):
                 if variable not in environment:

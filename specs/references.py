@@ -60,6 +60,8 @@ AutoregressiveReward = Annotated[ReferenceText, Accepts(("autoregressive reward 
 CalibratedReward = Annotated[ReferenceText, Accepts(("calibrated reward",), "training")]
 Experts = Annotated[ReferenceText, Accepts(("language model", "reward"))]
 """What a soup is made of: all language models, or all reward models."""
+Judges = Annotated[ReferenceText, Accepts(("judge",), "evaluation")]
+"""What compares two answers to a prompt."""
 AnyReward = Annotated[ReferenceText, Accepts(REWARDS, "evaluation", "a reward")]
 """A reward inside another: what it may be used for follows from where the outer one is used."""
 

