@@ -151,6 +151,7 @@ HASHED = {
         "judges",
         "budget",
         "inference",
+        "perplexity_of",
         "resamples",
         "confidence",
         "seed",
