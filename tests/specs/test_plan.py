@@ -162,6 +162,7 @@ HASHED = {
     "judge": {"per_word"},
     "mix": {"of"},
     "classes": {"source", "revision", "label", "precision", "max_length"},
+    "near": {"source", "revision", "max_length"},
     "mine": {"target"},
     "careful": {"base_url", "model", "instruction", "pairs_per_prompt"},
 }
