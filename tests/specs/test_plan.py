@@ -200,6 +200,7 @@ def test_the_fields_that_bear_identity_are_these_and_no_others() -> None:
         ("stages/cards", {"do": "decode", "method": "cards", "from": "base", "reward": "rm", "target": 2.0}),
         ("stages/mod", {"do": "decode", "method": "mod", "from": "base", "policies": {"raft": 1.0}}),
         ("rewards/classes", {"kind": "classifier", "source": "./c"}),
+        ("rewards/near", {"kind": "coherence", "source": "./e"}),
         ("rewards/mine", {"kind": "python", "target": "a:b"}),
         ("judges/careful", {"base_url": "http://127.0.0.1:1/v1", "model": "m"}),
     )
