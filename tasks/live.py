@@ -41,6 +41,9 @@ class Live(threading.Thread):
         self.models = Models(rows, Bases())
         self._coming: queue.SimpleQueue[Open | None] = queue.SimpleQueue()
         self._lanes: list[Lane] = []
+        # What comes in while the thread ends would be answered by nobody.
+        self._door = threading.Lock()
+        self._is_open = True
 
     def load(self) -> None:
         """Everything that the policies are made of, so that no request waits for it. Raises `UserError` for what cannot be
@@ -52,12 +55,13 @@ class Live(threading.Thread):
         """`tell` hears of the answers in the thread of this object, in the end of `Done` or `Failed`; calling what is
         returned gives the request up."""
         opened = Open(asked, tell)
-        if not self.is_alive():
-            tell(Failed("the server is shutting down", "busy"))
-        elif sum(len(lane.opened) for lane in list(self._lanes)) + self._coming.qsize() >= WAITING:
-            tell(Failed(f"{WAITING:,} requests are under way; ask again later", "busy"))
-        else:
-            self._coming.put(opened)
+        with self._door:
+            if not (self._is_open and self.is_alive()):
+                tell(Failed("the server is shutting down", "busy"))
+            elif sum(len(lane.opened) for lane in list(self._lanes)) + self._coming.qsize() >= WAITING:
+                tell(Failed(f"{WAITING:,} requests are under way; ask again later", "busy"))
+            else:
+                self._coming.put(opened)
         return opened.give_up
 
     def close(self) -> None:
@@ -72,6 +76,8 @@ class Live(threading.Thread):
             while self._go_on():
                 pass
         finally:
+            with self._door:
+                self._is_open = False
             for lane in self._lanes:
                 lane.fail("the server is shutting down", "busy")
             for opened in self._arrivals(wait=False):

@@ -190,28 +190,31 @@ def evaluating(model: Any) -> Iterator[None]:
 
 def check_room(model: Any, names: Iterable[object], prompts: Iterable[Sequence[int]], new: int) -> None:
     """Raises ValueError, with the prompt's name, where one is empty or leaves no room for `new` tokens."""
-    window = attention_window(model)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = list(_limits(model))
     for name, prompt in zip(names, prompts, strict=True):
         if len(prompt) == 0:
             raise ValueError(f"prompt {name} is empty: there is no token to go on from")
         needed = len(prompt) + new
-        parts = f"prompt {name}: {len(prompt)} tokens and {new} new ones"
-        if limit is not None and needed > limit:
-            raise ValueError(
-                f"{parts} are more than the model's {limit} positions; shorten the prompt or lower max_new_tokens"
-            )
-        if window is not None and needed > window:
-            raise ValueError(
-                f"{parts} are more than the {window} positions that a layer of the model attends "
-                "to (sliding window); they have to fit"
-            )
+        for limit, of in limits:
+            if needed > limit:
+                raise ValueError(
+                    f"prompt {name}: {len(prompt)} tokens and {new} new ones are more than {of}; "
+                    "shorten the prompt or lower max_new_tokens"
+                )
 
 
 def room(model: Any) -> int:
     """The most positions that a model has for a prompt and what follows it."""
-    limits = (getattr(model.config.get_text_config(), "max_position_embeddings", None), attention_window(model))
-    return min((limit for limit in limits if limit is not None), default=1 << 30)
+    return min((limit for limit, _ in _limits(model)), default=1 << 30)
+
+
+def _limits(model: Any) -> Iterator[tuple[int, str]]:
+    """How many positions a model has, and of what they are."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None:
+        yield positions, f"the model's {positions} positions"
+    if (window := attention_window(model)) is not None:
+        yield window, f"the {window} positions that a layer of the model attends to (sliding window)"
 
 
 def attention_window(model: Any) -> int | None:

@@ -174,7 +174,7 @@ UNFIT = [
     (
         SLIDES,
         "prompt 2: 6 tokens and 3 new ones are more than the 8 positions that a layer of the model attends to (sliding "
-        "window); they have to fit",
+        "window); shorten the prompt or lower max_new_tokens",
     ),
     (
         {"kind": "Mamba"},

@@ -1,0 +1,143 @@
+"""`alignflow up`: both servers and a worker with one command, found by the next run, gone with Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from servers import until
+
+from flows.cli import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+STUDY = """\
+version: 1
+name: small
+seed: 3
+models: {base: {source: ./model, precision: fp32}}
+data: {prompts: {source: ./prompts.jsonl, format: prompt}}
+stages: {rolls: {do: sample, from: base, prompts: prompts, samples: 2, max_new_tokens: 4}}
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=20) as response:
+        return str(response.read().decode())
+
+
+def ask(url: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return json.load(response)
+
+
+@dataclass
+class Up:
+    process: subprocess.Popen[bytes]
+    folder: Path
+    port: int
+    mlflow_port: int
+
+    @property
+    def printed(self) -> str:
+        return (self.folder / "out").read_text()
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "flows.cli", *command]
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
+        }
+        return subprocess.run(
+            line, cwd=self.folder, env=environment | home_in(self.folder), capture_output=True, text=True
+        )
+
+
+def home_in(folder: Path) -> dict[str, str]:
+    return {"ALIGNFLOW_HOME": str(folder / "home"), "PREFECT_PROFILES_PATH": str(folder / "profiles.toml")}
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    folder = tmp_path_factory.mktemp("up")
+    tiny.language_model(folder / "model")
+    tiny.write_lines(folder / "prompts.jsonl", [{"prompt": "Why?"}])
+    (folder / "s.yaml").write_text(STUDY.replace("./", f"{folder}/"))
+    ports = free_port(), free_port()
+    line = [sys.executable, "-m", "flows.cli", "up", "--port", str(ports[0]), "--mlflow-port", str(ports[1])]
+    with (folder / "out").open("wb") as out:
+        process = subprocess.Popen(line, cwd=folder, env=os.environ | home_in(folder), stdout=out, stderr=out)
+    made = Up(process, folder, *ports)
+    try:
+        until(lambda: "Ctrl-C" in made.printed or process.poll() is not None, 240)
+        assert process.poll() is None, made.printed
+        yield made
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_both_addresses_are_printed_and_answer_and_the_page_asks_the_right_server(up: Up) -> None:
+    prefect, mlflow = f"http://127.0.0.1:{up.port}", f"http://127.0.0.1:{up.mlflow_port}"
+    assert prefect in up.printed and mlflow in up.printed
+    assert json.loads(get(f"{prefect}/api/health")) is True
+    assert json.loads(get(f"{prefect}/ui-settings"))["api_url"] == f"{prefect}/api"
+    assert "<title>" in get(prefect) and get(f"{mlflow}/health") == "OK"
+
+
+def test_a_worker_waits_for_deployed_studies(up: Up) -> None:
+    workers = f"http://127.0.0.1:{up.port}/api/work_pools/alignflow/workers/filter"
+    until(lambda: bool(ask(workers, {})), 60)
+    (pool,) = ask(f"http://127.0.0.1:{up.port}/api/work_pools/filter", {})
+    assert (pool["name"], pool["type"]) == ("alignflow", "process")
+
+
+def test_a_plain_run_appears_in_both(up: Up) -> None:
+    ran = up.run("run", "s.yaml", "--json")
+    assert ran.returncode == 0, ran.stderr
+    flows = ask(f"http://127.0.0.1:{up.port}/api/flow_runs/filter", {})
+    assert [run["name"] for run in flows] == ["small"] and flows[0]["state"]["type"] == "COMPLETED"
+    api = f"http://127.0.0.1:{up.mlflow_port}/api/2.0/mlflow"
+    experiments = ask(f"{api}/experiments/search", {"max_results": 10})["experiments"]
+    ids = [e["experiment_id"] for e in experiments if e["name"] == "small"]
+    runs = ask(f"{api}/runs/search", {"experiment_ids": ids})["runs"]
+    assert {run["info"]["run_name"].split()[0] for run in runs} == {"small", "rolls"}
+
+
+def test_a_port_that_is_taken_is_named(up: Up, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = up.run("up", "--port", str(up.port))
+    assert ran.returncode == 4
+    assert f"port {up.port} cannot be had" in ran.stderr and "name another with --port" in ran.stderr
+    assert main(["up", "--port", str(free_port()), "--mlflow-port", str(up.mlflow_port)]) == 4
+    assert "--mlflow-port" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_all_of_it(up: Up) -> None:
+    """The last of these tests: nothing is up afterwards."""
+    children = [int(pid) for pid in Path(f"/proc/{up.process.pid}/task/{up.process.pid}/children").read_text().split()]
+    assert len(children) >= 3
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(60) == 130
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    for port in (up.port, up.mlflow_port):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    assert not (up.folder / "home" / "up.json").exists()
