@@ -14,7 +14,7 @@ from typing import Any
 
 PACKAGES = (
     "alignflow", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers",
-    "safetensors", "prefect", "mlflow", "pydantic", "numpy", "scipy", "vaderSentiment",
+    "safetensors", "prefect", "mlflow", "pydantic", "numpy", "scipy", "nltk", "vaderSentiment",
 )  # fmt: skip
 
 

@@ -7,7 +7,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# How long an example takes depends on what else runs on the machine.
+settings.register_profile("alignflow", deadline=None)
+settings.load_profile("alignflow")
 # Tiny models are slower on several threads, and many times slower where the threads wait for other work's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -137,8 +137,8 @@ def over_seeds(values: Array, *, confidence: float, resamples: int, seed: int) -
     (crossed; percentile). It speaks of the training, where `interval` speaks of the one model that came of it.
 
     This is the pigeonhole bootstrap (Owen, Annals of Applied Statistics, 2007). What belongs neither to the seed nor to the
-    prompt it counts more than once, which makes it wide; but of S seeds it sees (S - 1) / S of their variance and takes
-    means of few as normal, which makes it narrow. Of 48 prompts and seeds that differ as much as prompts do, intervals of
+    prompt it counts more than once, which makes it wide; but of S seeds it sees (S - 1) / S of their variance and no value
+    beyond theirs, which makes it narrow. Of 48 prompts and seeds that differ as much as prompts do, intervals of
     95 % held the truth in 77 % of simulated studies with three seeds, 86 % with five, 93 % with ten; where seeds differ by
     a tenth of that, in 94 % with three. With one seed prompts alone are resampled: it says nothing of another seed.
 

@@ -21,9 +21,9 @@ NUMBERS = 10_000_000
 
 def permutation_p(differences: Array, *, resamples: int, seed: int) -> float:
     """The p-value of a mean this far from 0, either way, if at each prompt the difference had been as likely to have the
-    other sign: the paired permutation test (Fisher, 1935), for which which policy is which is a coin's toss by prompt.
+    other sign, as where the two policies are one: the paired permutation test (Fisher, 1935).
 
-    Of all 2^n signs where these are no more than `resamples`, exactly; else of that many draws with the data as found
+    Of all 2^n choices of signs where these are no more than `resamples`, exactly; else of that many draws with the data as found
     counted among them, so that it is 1 / (resamples + 1) at least and never 0 (Phipson and Smyth, 2010). Means that differ
     by rounding alone are equal. Where all differences are 0 it is 1, and with one prompt too.
 
@@ -51,8 +51,8 @@ def permutation_p(differences: Array, *, resamples: int, seed: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Each p-value as it stands among all of them (Holm, 1979): calling significant what is below alpha errs anywhere among
-    them with probability alpha at most, however they depend on each other.
+    """Each p-value as it stands among all of them (Holm, 1979): calling significant what is at most alpha errs anywhere
+    among them with probability alpha at most, however they depend on each other.
 
     Of m in ascending order, the i-th (from 0) times m - i, but no less than the ones before it and no more than 1.
 
@@ -69,7 +69,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def minimum_detectable_effect(differences: Array, *, confidence: float, power: float = 0.8) -> float:
     """The mean difference that a study of as many such prompts finds significant with probability `power`:
     (z_{1 - a/2} + z_power) s / sqrt(P) with a = 1 - `confidence`, s the standard deviation of the differences (of
-    P - 1), and means taken as normal. "No difference was found" says that it is likely smaller than this, no more.
+    P - 1), and means taken as normal. Where none was found, one of this size was missed with probability 1 - `power`.
 
     Args:
         differences: [P].

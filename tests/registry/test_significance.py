@@ -48,6 +48,11 @@ def test_neither_the_unit_nor_the_direction_of_a_reward_matters(values, scale) -
     assert exact(*(scale * v for v in values)) == exact(*values)
 
 
+def test_means_that_differ_by_rounding_alone_are_as_far_from_zero() -> None:
+    # The sum is 0, but floats make it another number for another order of signs.
+    assert exact(*(0.1 * v for v in (2, -7, -2, 5, 2))) == 1
+
+
 @pytest.mark.parametrize("values", [[0.0], [3.0], [0.0, 0.0, 0.0], [1.0, -1.0]])
 def test_what_says_nothing_has_p_one(values: list[float]) -> None:
     assert permutation_p(np.array(values), resamples=100, seed=0) == 1
