@@ -1,0 +1,33 @@
+"""Policies at equal spending: how many draws each can have for what one answer of the dearest costs.
+
+A policy that looks at more text for each answer is compared with one that may answer more often and keep its best answer
+(`best_of_n.expected_best` is what that is worth).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+ROUNDING = 1e-9
+"""Costs are quotients of counts: four times a third of a count is to be that count and a third, four thirds of it no more."""
+
+
+def affordable_draws(costs: Array, draws: Array) -> NDArray[np.int64]:
+    """Of each policy the most draws that cost no more than one answer of the dearest: floor(max(c) / (c_i / d_i)).
+
+    The dearest policy has the draws that its own answer takes, and every other at least as many as its answer takes.
+
+    Args:
+        costs: [policies], what an answer costs, all of its draws together: draws, tokens or forward positions.
+        draws: [policies], how many draws an answer takes: n of best-of-n, else 1.
+    Returns:
+        [policies], each at least its `draws`.
+    Raises:
+        ValueError: an answer costs nothing, so that no number of draws costs as much as another's.
+    """
+    if costs.min() <= 0:
+        raise ValueError(f"each answer must cost something; one costs {costs.min():g}")
+    return np.asarray(np.floor(costs.max() * draws / costs * (1 + ROUNDING)), dtype=np.int64)
