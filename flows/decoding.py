@@ -23,6 +23,7 @@ from specs.problems import UserError, did_you_mean, listed
 from tasks.answers import answer
 from tasks.drawing import Answer
 from tasks.job import Log
+from tasks.lineage import guides_of
 from tasks.models import Models
 from tasks.places import tracking_place
 from tasks.rules import rule_of
@@ -72,12 +73,6 @@ class Trace:
         for lost in tracker.lost:
             print(f"MLflow: {lost}", file=sys.stderr)
         print(f"trace: {tracker.url(tracker.parent)}", file=sys.stderr)
-
-
-def guides_of(policy: Artifact) -> list[str]:
-    """The names of what guides a policy, in the order of their scores."""
-    slots = [policy.inputs.get(slot, ()) for slot in ("reward", "scorers", "guides", "policies")]
-    return list({guide.fingerprint: guide.name for slot in slots for guide in slot}.values())
 
 
 def _with_names(step: dict[str, Any], guides: Sequence[str]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ TRACES = "traces.jsonl"
 """Of each policy with guides, what they looked at before each choice of its first answer to the first prompt."""
 MEASURED = "measured.json"
 """Seconds and bytes of each policy: apart from what repeats bit for bit."""
+TRACES = "traces.jsonl"
+"""One answer of each guided policy, choice by choice, where it was kept: `policy` (its place), `prompt`, `events`."""
 TESTS = ("p", "p_holm", "detectable")
 """Of a difference: the permutation test's p-value, the same among all policies compared (Holm), and the difference that as many
 prompts find four times in five."""

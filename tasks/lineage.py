@@ -42,6 +42,12 @@ def _walk(policy: Artifact) -> Iterator[tuple[Artifact, bool]]:
         waiting += [(one, passes) for some in artifact.inputs.values() for one in some]
 
 
+def guides_of(policy: Artifact) -> list[str]:
+    """The names of what guides a policy, in the order of their scores."""
+    slots = [policy.inputs.get(slot, ()) for slot in ("reward", "scorers", "guides", "policies")]
+    return list({guide.fingerprint: guide.name for slot in slots for guide in slot}.values())
+
+
 def making(policy: Artifact) -> float:
     """Seconds that all stages below a policy took when they were built, each counted once, whoever asked for it."""
     stages = {artifact.fingerprint: artifact for artifact, _ in _walk(policy) if isinstance(artifact.entry, Stage)}
