@@ -17,12 +17,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from flows.report import write_report
-from registry.home import make_home, study_folder
+from flows.wording import divergence, spread
+from registry.home import make_home
 from specs.evaluation import Evaluate, meets
 from specs.graph import Graph
 from specs.study import Study, entries
 from tasks import child, gpus
-from tasks.evaluation_table import named
+from tasks.evaluation_table import Evaluation, named
 from tasks.observer import observer
 from tasks.places import tracking_place
 from tasks.session import Session
@@ -97,11 +98,12 @@ def close_session(session: Session, states: dict[str, State | None]) -> Any:
         run = stored.record.get("mlflow", {}).get("run") if stored else None
         tracker.tag(tracker.parent, {f"alignflow.cached.{_tag(name)}": str(run)})
     if report:
-        tracker.file(tracker.parent, report)
-    for name in states:
-        figure = study_folder(session.home, session.study.name) / f"{name}.svg"
-        if name not in cached and figure.exists() and (stored := session.stored(name)):
-            tracker.file(stored.record["mlflow"]["run"] or "", figure)
+        tracker.file(tracker.parent, report.path)
+        for name, figures in report.figures.items():
+            stored = session.stored(name)
+            if stored and name not in cached:
+                for figure in figures:
+                    tracker.file(stored.record["mlflow"]["run"] or "", figure, "figures")
     status = "KILLED" if child.stopping.is_set() else "FAILED" if failed else "FINISHED"
     tracker.finish(tracker.parent, status)
     _artifacts(session, states, failed, missed)
@@ -110,7 +112,7 @@ def close_session(session: Session, states: dict[str, State | None]) -> Any:
         "stages": {n: "cached" if n in cached else "failed" if n in failed else "done" for n in states},
         "failed": failed,
         "missed": missed,
-        "report": str(report) if report else None,
+        "report": str(report.path) if report else None,
         "mlflow": {"uri": tracker.uri, "run": tracker.parent, "url": tracker.url(tracker.parent)},
         "untracked": tracker.lost,
         "body_seconds": round(session.body_seconds, 3),
@@ -168,7 +170,7 @@ def _artifacts(session: Session, states: dict[str, State | None], failed: dict[s
             "result": failed.get(name) or ", ".join(f"{k} {v:.4g}" for k, v in record.get("metrics", {}).items()),
         })  # fmt: skip
     tables = [
-        f"## {name}\n\n{markdown_table(list(named(session.artifact(name)).rows()))}"
+        f"## {name}\n\n{markdown_table(named(session.artifact(name)))}"
         for name, entry in session.study.stages.items()
         if isinstance(entry, Evaluate) and session.stored(name)
     ]
@@ -186,16 +188,14 @@ def _how_to_see(session: Session) -> str:
     return f"The run in MLflow, once this runs: mlflow ui --backend-store-uri {session.tracker.uri}"
 
 
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """An evaluation as a Markdown table: estimates with their intervals."""
-    head = "| policy | judged by | reward | win rate | tokens |\n| --- | --- | --- | --- | --- |"
+def markdown_table(evaluation: Evaluation) -> str:
+    """An evaluation as a Markdown table: estimates with their intervals, and what part the reward had in the policy."""
+    head = (
+        "| policy | judged by | part | reward | win rate | KL | tokens |\n| --- | --- | --- | --- | --- | --- | --- |"
+    )
     body = [
-        f"| {r['policy']} | {r['judged_by']} | {spread(r, 'reward')} | {spread(r, 'win_rate')} | {r['length']:.1f} |"
-        for r in rows
+        f"| {r['policy']} | {r['judged_by']} | {r['reward_had_part']} | {spread(r, 'reward')} | {spread(r, 'win_rate')} "
+        f"| {divergence(evaluation.kl(r['policy']))} | {r['length']:.1f} |"
+        for r in evaluation.rows()
     ]
     return "\n".join([head, *body])
-
-
-def spread(row: dict[str, Any], name: str) -> str:
-    """`0.412 [0.350, 0.471]`."""
-    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"

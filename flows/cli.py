@@ -234,10 +234,10 @@ def report(arguments: Arguments) -> None:
     from flows.report import write_report
 
     _, view = _view(arguments, arguments.spec)
-    path = write_report(view)
-    if path is None:
+    written = write_report(view)
+    if written is None:
         raise UserError(f"{arguments.spec}: nothing of it is stored yet; `alignflow run {arguments.spec}` first")
-    print(path)
+    print(written.path)
 
 
 def compare(arguments: Arguments) -> None:

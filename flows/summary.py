@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from flows.wording import divergence, spread
 from specs.evaluation import Evaluate
 from tasks.evaluation_table import Evaluation, named
 from tasks.verdict_table import COLUMNS, verdict_cells
@@ -24,16 +25,14 @@ def evaluation_tables(view: View) -> Iterator[Table]:
         )
         for column in ("policy", "judged by", "reward", f"difference to {evaluation.reference}", "win rate"):
             table.add_column(column)
-        for column in (*(metric.replace("_", " ") for metric in evaluation.inference), "tokens"):
+        for column in (*(metric.replace("_", " ") for metric in evaluation.inference), "KL", "tokens"):
             table.add_column(column)
         for row in evaluation.rows():
             table.add_row(
                 row["policy"],
-                row["judged_by"],
-                *(
-                    f"{row[w]:.3f} [{row[f'{w}_low']:.3f}, {row[f'{w}_high']:.3f}]"
-                    for w in ("reward", "difference", "win_rate", *evaluation.inference)
-                ),
+                f"{row['judged_by']} (guides)" if row["reward_had_part"] == "guides" else row["judged_by"],
+                *(spread(row, what) for what in ("reward", "difference", "win_rate", *evaluation.inference)),
+                divergence(evaluation.kl(row["policy"])),
                 f"{row['length']:.1f}",
             )
         yield table

@@ -2,74 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from html.parser import HTMLParser
+import base64
+import hashlib
+import re
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
+import evaluated
 import handmade
 import pytest
+from evaluated import EVIL, POLICIES
+from report_page import drawn, rows_of
 
-from flows.figures import curves, intervals
-from flows.report import verdict, write_report
+from flows.report import Report, write_report
+from flows.report_question import verdict
 from tasks.evaluation_table import named
 from tasks.view import View
-
-POLICIES = ("base", "sft", "bon[n=2]", "bon[n=4]")
-EVIL = "<script>alert('x')</script> & more"
-
-
-def interval(estimate: float, width: float) -> dict[str, float]:
-    return {"estimate": estimate, "low": estimate - width, "high": estimate + width}
-
-
-def results(sft: float = -0.75) -> dict[str, Any]:
-    """Every number differs from every other, so that none can stand for another."""
-    return {
-        "prompts": 2, "samples_per_prompt": 1, "confidence": 0.9, "reference": 0,
-        "policies": [
-            {
-                "fingerprint": policy, "length": interval(10 + i, 0.5), "finished": i / 4,
-                "rewards": [
-                    {
-                        "reward": interval(1 + i + j / 8, 0.25),
-                        "difference": interval((0.0, sft, 0.125, 1.5)[i] + j / 16, 0.5 if i else 0.0),
-                        "win_rate": interval(0.5 + i / 32 + j / 64, 0.125 if i else 0.0),
-                    }
-                    for j in range(2)
-                ],
-            }
-            for i, policy in enumerate(POLICIES)
-        ],
-        "rewards": ["gold", "tone"],
-    }  # fmt: skip
-
-
-def generations() -> str:
-    return handmade.lines(
-        *(
-            {
-                "prompt": [{"role": "user", "content": f"prompt {p} {EVIL}"}], "policy": i, "sample": 0,
-                "response": f"answer {p}{i} {EVIL}", "tokens": 4, "finished": True, "rewards": [p + i / 4, p - i / 4],
-            }
-            for p in range(2)
-            for i in range(len(POLICIES))
-        )
-    )  # fmt: skip
-
-
-def evaluated(study: View, **changes: float) -> None:
-    files = {"evaluation.json": json.dumps(results(**changes)), "generations.jsonl": generations()}
-    handmade.put(study, "table", files)
 
 
 @pytest.fixture
 def study(tmp_path: Path, home: Path) -> View:
     """Evaluated and trained; its responses and pairs are not there any more."""
     made = handmade.view(tmp_path)
-    evaluated(made)
+    evaluated.put(made)
     curve = [{"step": 1, "loss": 2.5, "learning_rate": 0.1}, {"step": 2, "loss": 1.25, "accuracy": 0.75}]
     handmade.put(made, "sft", {"training.jsonl": handmade.lines(*curve)}, {"rows": 8.0, "test/accuracy": 0.625})
     return made
@@ -78,63 +32,28 @@ def study(tmp_path: Path, home: Path) -> View:
 def test_a_report_is_drawn_again_only_when_what_it_shows_was_built_again(
     study: View, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_report(study)
-    assert path is not None
+    path, _ = drawn(study)
     path.write_text(path.read_text() + "<!-- left alone -->")
-    write_report(study)
+    assert write_report(study) == Report(path, {})
     assert "left alone" in path.read_text()
     # A forced stage has the same fingerprint, and other numbers.
     monkeypatch.setitem(handmade.PROVENANCE, "finished", "2026-11-22T00:00:00+00:00")
-    evaluated(study, sft=0.25)
-    write_report(study)
+    evaluated.put(study, sft=0.25)
+    drawn(study)
     assert "left alone" not in path.read_text()
-    assert "0.250" in path.read_text()
+    assert "+0.250" in path.read_text()
 
 
 def test_new_names_of_rewards_reach_the_report(study: View, tmp_path: Path) -> None:
-    path = write_report(study)
-    assert path is not None and "gold" in path.read_text()
-    renamed = handmade.view(tmp_path, handmade.STUDY.replace("gold", "words"))
-    write_report(renamed)
+    path, _ = drawn(study)
+    assert "gold" in path.read_text()
+    drawn(handmade.view(tmp_path, handmade.STUDY.replace("gold", "words")))
     assert "words" in path.read_text() and "gold" not in path.read_text()
-
-
-class Page(HTMLParser):
-    """A page as a browser takes it: the tags, the cells of every table, the text."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.cells: list[list[str]] = []
-        self.text = ""
-        self.in_cell = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        if tag == "tr":
-            self.cells.append([])
-        elif tag in ("td", "th"):
-            self.cells[-1].append("")
-            self.in_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self.in_cell = self.in_cell and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.in_cell:
-            self.cells[-1][-1] += data
-
-
-def drawn(study: View) -> tuple[Path, Page]:
-    path = write_report(study)
-    assert path is not None
-    return path, Page(path.read_text(encoding="utf-8"))
-
-
-def texts(svg: str) -> set[str]:
-    return {"".join(e.itertext()).strip() for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("}text")}
+    # Two rewards that change names are the same artifacts under the same names, otherwise.
+    swapped = handmade.STUDY.replace("gold", "QQ").replace("tone", "gold").replace("QQ", "tone")
+    drawn(handmade.view(tmp_path))
+    _, page = drawn(handmade.view(tmp_path, swapped))
+    assert "Judged by tone, sft is lower than base: difference -0.750" in page.text
 
 
 @pytest.mark.parametrize(
@@ -152,68 +71,140 @@ def test_a_verdict_is_no_stronger_than_its_interval(low: float, high: float, wor
     row = {"policy": "bon[n=4]", "against": "base", "judged_by": "gold", "prompts": 50, "difference": 0.125}
     row |= {"difference_low": low, "difference_high": high}
     row |= {"win_rate": 0.5625, "win_rate_low": 0.4, "win_rate_high": 0.7}
-    assert verdict(row) == (
+    said = (
         f"Judged by gold, bon[n=4] is {words} base: difference +0.125 [{low:+.3f}, {high:+.3f}], "
-        "win rate 0.562 [0.400, 0.700] on 50 prompts."
+        "win rate 0.562 [0.400, 0.700] on 50 prompts"
     )
+    assert verdict(row) == f"{said}."
+    row |= {"p": 0.0004, "p_holm": 0.25, "detectable": 0.3125}
+    missed = ". A difference of 0.312 would have been found four times in five" if "not" in words else ""
+    assert verdict(row) == f"{said}; p < 0.001{missed}."
+    assert verdict(row, 3) == f"{said}; p < 0.001, p = 0.250 with all 3 comparisons counted (Holm){missed}."
 
 
-def test_the_summary_has_a_verdict_for_each_policy_and_reward_but_the_reference(study: View) -> None:
+def test_the_question_is_the_study_in_a_sentence(study: View, tmp_path: Path) -> None:
+    _, page = drawn(study)
+    assert (
+        "How do sft and bon compare with base, judged by tone (held out) and gold (guides 3 of 4)? Each policy "
+        "gave 2 answers of at most 24 tokens to each of 2 prompts (prompts.eval), all with the same random numbers (seed 3)."
+    ) in page.text
+
+
+def test_there_is_a_verdict_for_each_policy_and_reward_but_the_reference_and_they_are_counted(study: View) -> None:
     _, page = drawn(study)
     for words in (
         "Judged by gold, sft is lower than base: difference -0.750 [-1.250, -0.250]",
         "Judged by tone, bon[n=2] is not told apart from base: difference +0.188 [-0.312, +0.688]",
         "Judged by gold, bon[n=4] is higher than base: difference +1.500 [+1.000, +2.000]",
+        "p = 0.011, p = 0.031 with all 3 comparisons counted (Holm)",
     ):
         assert words in page.text
-    assert page.text.count("Judged by") == 3 * 2
-    assert page.tags.count("li") == 3 * 2
+    assert page.text.count("Judged by ") == 3 * 2 + 2
+    # Of 0.031, 0.061 and 0.091 all are below one less the confidence of 0.9.
+    counted = "1 higher, 1 lower, 1 not told apart; with all 3 comparisons counted (Holm), 3 told apart"
+    assert f"Judged by tone (held out): {counted}" in page.text
+    assert f"Judged by gold (guides 3 of 4): {counted}" in page.text
+    assert page.text.index("Judged by tone (held out)") < page.text.index("Judged by gold (guides")
 
 
 def test_what_a_model_says_is_text_and_never_markup(study: View) -> None:
-    _, page = drawn(study)
-    assert "script" not in page.tags
-    assert [f"prompt 0 {EVIL}", "bon[n=4]", f"answer 03 {EVIL}", "0.750", "-0.750"] in page.cells
-    assert len([row for row in page.cells if row[0].startswith("prompt ")]) == 2 * 4
+    path, page = drawn(study)
+    (own,) = page.of("script")
+    assert own == {}, "the only script is the page's own"
+    assert f"prompt 0 {EVIL}" in page.text and f"answer 031 {EVIL}" in page.text
+    script = re.search(r"<script>(.*?)</script>", path.read_text(encoding="utf-8"), re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    policies = [meta["content"] for meta in page.of("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == [f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"]
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
 
 
-def test_the_tables_show_what_was_found_and_what_was_not_built(study: View) -> None:
+def test_nothing_is_loaded_from_anywhere(study: View) -> None:
+    path, page = drawn(study)
+    pointing = {value for _, a in page.tags for key, value in a.items() if key.endswith(("href", "src", "srcset"))}
+    beside = {name for name in pointing if name and not name.startswith("#")}
+    assert beside and all((path.parent / name).exists() for name in beside), "links lead to files beside the page"
+    assert not re.search(r"https?:|@import|url\((?!#)", path.read_text(encoding="utf-8"))
+    for file in path.parent.glob("*.svg"):
+        assert not re.search(r"https?:(?!//www\.w3\.org/(2000/svg|1999/xlink)\")", file.read_text(encoding="utf-8"))
+
+
+def test_every_figure_has_a_name_in_words_and_its_numbers_beside_it(study: View) -> None:
+    path, page = drawn(study)
+    shown = [a for a in page.of("svg") if a.get("aria-hidden") != "true"]
+    assert len(shown) > 8
+    for attributes in shown:
+        assert attributes["role"] == "img" and len(attributes["aria-label"] or "") > 30
+    text = path.read_text(encoding="utf-8")
+    captions = re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
+    assert sum(caption.count("<svg viewBox") for caption in captions) == len(shown)
+    for caption in captions:
+        (file,) = re.findall(r"<a href='([^']+\.csv)'>", caption)
+        assert rows_of(path.parent / file)
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids)), "two figures share an id"
+    assert set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", text)) <= set(ids)
+
+
+def test_the_table_has_a_row_a_policy_sorted_by_the_reward_that_had_no_part(study: View) -> None:
     _, page = drawn(study)
-    assert [
-        "sft", "tone", "2.125 [1.875, 2.375]", "-0.688 [-1.188, -0.188]", "0.547 [0.422, 0.672]", "11.0 [10.5, 11.5]",
-        "25 %",
-    ] in page.cells  # fmt: skip
-    stages = {row[0]: row for row in page.cells if len(row) == 6 and row[0] != "stage"}
-    assert set(stages) == {"rolls", "pairs", "sft", "bon[n=2]", "bon[n=4]", "table"}
-    assert stages["sft"][3:] == ["12.3 s", "rows 8", "2026-11-21T10:11:12"]
-    assert stages["pairs"][3:] == ["not built", "", ""]
-    assert "Code: 0123456789ab with uncommitted changes." in page.text
-    assert ["test/accuracy", "0.6250"] in page.cells
-    assert "90 % BCa bootstrap" in page.text
+    heads = next(row for row in page.cells if row[:2] == ["policy", "reward"])
+    assert heads == [
+        "policy", "reward", "win rate", "reward", "win rate", "KL, nats", "length, tokens", "tokens drawn", "positions", "time",
+        "built in",
+    ]  # fmt: skip
+    at = page.cells.index(heads)
+    assert page.cells[at - 1][1:3] == ["tone held out", "gold guides 3 of 4"]
+    best, second, third, last = page.cells[at + 1 : at + 5]
+    assert [row[0] for row in (best, second, third, last)] == ["bon[n=4]", "sft", "bon[n=2]", "base (reference)"]
+    assert second == [
+        "sft", "3.125 [2.875, 3.375]", "0.547 [0.422, 0.672]", "2.000 [1.750, 2.250] guides", "0.531 [0.406, 0.656]",
+        "1.500 [1.250, 1.750] token by token", "11.0 [10.5, 11.5]", "12", "13", "0.750 s", "12.3 s",
+    ]  # fmt: skip
+    assert best[5] == "at most 0.640 [0.640, 0.640]"
+    assert third[5] == "0.190 [0.180, 0.200] for best-of-n"
+    keys = [a["data-key"] for tag, a in page.tags if tag in ("td", "th") and "data-key" in a]
+    assert keys[:5] == ["bon[n=4]", "4.125", "0.609375", "4.0", "0.59375"], (
+        "what a column is sorted by is the whole number"
+    )
+
+
+def test_a_bar_shows_its_interval_on_the_scale_of_all(study: View) -> None:
+    path, _ = drawn(study)
+    bars = re.findall(
+        r"<line class=mark x1=(\S+) .*?/><line x1=(\S+) x2=(\S+) .*?/><circle cx=(\S+) ",
+        path.read_text(encoding="utf-8"),
+    )
+    # By tone all lies between 0.875 and 4.375, 76 units of 3.5; base is at 1.125. First stands bon[n=4]: 4.125 +- 0.25.
+    assert [float(x) for x in bars[0]] == pytest.approx(
+        [4 + 76 * (1.125 - 0.875) / 3.5, 80 - 76 * 0.5 / 3.5, 80, 80 - 76 * 0.25 / 3.5], abs=0.06
+    )
 
 
 def test_the_csv_files_hold_the_artifacts_own_numbers(study: View) -> None:
     path, _ = drawn(study)
-    with (path.parent / "table.csv").open(newline="", encoding="utf-8") as file:
-        read = list(csv.DictReader(file))
+    read = rows_of(path.parent / "table.csv")
     assert [(r["policy"], r["judged_by"]) for r in read] == [(p, r) for p in POLICIES for r in ("gold", "tone")]
     for row, expected in zip(read, named(study.artifact("table")).rows(), strict=True):
-        assert {k: type(expected[k])(v) for k, v in row.items()} == expected
-    found = results()["policies"][1]
+        assert {k: type(expected[k])(v) for k, v in row.items() if k in expected} == expected
+    found = evaluated.results()["policies"][1]
     assert float(read[3]["win_rate_high"]) == found["rewards"][1]["win_rate"]["high"]
     assert float(read[3]["length_low"]) == found["length"]["low"]
-    with (path.parent / "sft.csv").open(newline="", encoding="utf-8") as file:
-        assert list(csv.DictReader(file)) == [
-            {"step": "1", "loss": "2.5", "learning_rate": "0.1", "accuracy": ""},
-            {"step": "2", "loss": "1.25", "learning_rate": "", "accuracy": "0.75"},
-        ]
+    of_policies = rows_of(path.parent / "table.policies.csv")
+    for row, expected in zip(of_policies, named(study.artifact("table")).policy_rows(), strict=True):
+        assert {k: type(expected[k])(v) for k, v in row.items() if k in expected} == expected
+    assert rows_of(path.parent / "sft.csv") == [
+        {"step": "1", "loss": "2.5", "learning_rate": "0.1", "accuracy": ""},
+        {"step": "2", "loss": "1.25", "learning_rate": "", "accuracy": "0.75"},
+    ]
 
 
 def test_a_report_is_left_alone_until_an_artifact_changes(study: View, tmp_path: Path) -> None:
     path, page = drawn(study)
     before = path.stat().st_mtime_ns, path.read_bytes()
     (path.parent / "table.csv").unlink()
-    assert write_report(handmade.view(tmp_path)) == path
+    assert write_report(handmade.view(tmp_path)) == Report(path, {})
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
     assert not (path.parent / "table.csv").exists()
 
@@ -224,7 +215,7 @@ def test_a_report_is_left_alone_until_an_artifact_changes(study: View, tmp_path:
     assert (path.parent / "table.csv").exists()
 
     changed = handmade.view(tmp_path, handmade.STUDY.replace("rewards: [gold, tone]", "rewards: [gold, tone], seed: 4"))
-    evaluated(changed, sft=2.0)
+    evaluated.put(changed, sft=2.0)
     assert "sft is higher than base: difference +2.000" in drawn(changed)[1].text
 
 
@@ -234,32 +225,18 @@ def test_a_study_without_artifacts_has_no_report(tmp_path: Path, home: Path) -> 
     assert not list((home / "studies").iterdir())
 
 
-def test_figures_name_what_they_show(study: View) -> None:
-    rows = list(named(study.artifact("table")).rows())
-    labels = texts(intervals(rows, "base"))
-    assert {"mean reward by gold", "mean reward by tone", "win rate against base", "judged by", *POLICIES} <= labels
-    assert intervals(rows, "base") == intervals(rows, "base")
-    one = [r for r in rows if r["judged_by"] == "gold"]
-    assert "mean reward by tone" not in texts(intervals(one, "base"))
-    labels = texts(curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "accuracy": 0.5}]))
-    assert {"training loss", "training accuracy", "optimizer step"} <= labels
-    assert "training margin" not in labels
-
-
-def test_the_page_carries_its_figures(study: View) -> None:
-    path, page = drawn(study)
-    assert page.tags.count("svg") == 2
-    assert {"mean reward by gold", "training loss"} <= {line.strip() for line in page.text.splitlines()}
-    assert path.parent.name == "small"
-
-
-def test_an_evaluation_is_a_markdown_table(study: View) -> None:
-    from flows.align import markdown_table
-
-    rows = list(named(study.artifact("table")).rows())
-    assert markdown_table([rows[0], rows[7]]) == (
-        "| policy | judged by | reward | win rate | tokens |\n"
-        "| --- | --- | --- | --- | --- |\n"
-        "| base | gold | 1.000 [0.750, 1.250] | 0.500 [0.500, 0.500] | 10.0 |\n"
-        "| bon[n=4] | tone | 4.125 [3.875, 4.375] | 0.609 [0.484, 0.734] | 13.0 |"
+def test_each_stage_is_given_the_figures_that_were_drawn_of_it(study: View) -> None:
+    written = write_report(study)
+    assert written is not None and set(written.figures) == {"table", "sft"}
+    assert [path.name for path in written.figures["sft"]] == ["sft.loss.svg", "sft.accuracy.svg"]
+    names = [path.name for path in written.figures["table"]]
+    assert {
+        "table.difference.tone.svg",
+        "table.kl.gold.svg",
+        "table.compute.tone.svg",
+        "table.best_of.gold.svg",
+    } <= set(names)
+    assert "table.rewards.tone.gold.svg" in names
+    assert sorted(path.name for path in written.path.parent.glob("*.svg")) == sorted(
+        path.name for paths in written.figures.values() for path in paths
     )

@@ -154,7 +154,9 @@ def test_mlflow_holds_a_run_for_each_stage_with_lineage(ran) -> None:
     assert [d.dataset.name for d in by_stage["rolls"].inputs.dataset_inputs] == ["prompts.train"]
     assert len(by_stage["table"].data.tags["alignflow.input.policies"].split(", ")) == 5
     names = {f.path for f in client.list_artifacts(by_stage["table"].info.run_id)}
-    assert {"generations.json", "evaluation.json", "table.svg"} <= names
+    assert {"generations.json", "evaluation.json", "figures"} <= names
+    figures = {f.path for f in client.list_artifacts(by_stage["table"].info.run_id, "figures")}
+    assert {"figures/table.difference.gold.svg", "figures/table.kl.mine.svg"} <= figures
     assert "bon-n-4/reward/gold" in by_stage["table"].data.metrics
     assert "spec.yaml" in {f.path for f in client.list_artifacts(parent.info.run_id)}
     assert "report.html" in {f.path for f in client.list_artifacts(parent.info.run_id)}
@@ -186,16 +188,18 @@ def test_the_report_is_one_file_with_the_numbers_beside_it(ran) -> None:
     _, ended = ran
     report = Path(ended["report"])
     text = report.read_text()
-    assert text.count("<svg") == 4  # the evaluation, the best of n draws, and two trainings
+    # Of each of three rewards: differences, divergence, compute, a pair, the best of n draws; and two trainings.
+    assert {path.name.split(".")[1] for path in report.parent.glob("table.*.svg")} == {
+        "difference", "kl", "compute", "rewards", "best_of",
+    }  # fmt: skip
+    assert len(list(report.parent.glob("table.*.svg"))) == 5 * 3
+    assert {"sft.loss.svg", "rm.loss.svg"} <= {path.name for path in report.parent.iterdir()}
     curve = (report.parent / "table.best_of.csv").read_text().splitlines()
-    assert curve[0] == "policy,judged_by,n,reward,reward_low,reward_high" and len(curve) > 3
-    assert "http://" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    )
-    assert "<script" not in text
+    assert curve[0] == "policy,judged_by,n,kl_bound,reward,reward_low,reward_high" and len(curve) > 3
+    assert "http" not in text.replace("http-equiv", "")
     table = (report.parent / "table.csv").read_text().splitlines()
     assert len(table) == 1 + 5 * 3
-    assert table[0].startswith("policy,against,judged_by,reward,reward_low,reward_high,difference")
+    assert table[0].startswith("policy,against,judged_by,reward_had_part,reward,reward_low,reward_high,difference")
     assert (report.parent / "rm.csv").read_text().startswith(("loss,", "grad_norm,", "step,", "epoch,"))
 
 
