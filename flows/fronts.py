@@ -12,9 +12,9 @@ from markupsafe import Markup
 from flows.axes import Scale
 from flows.beside import Beside
 from flows.figures import Curve, Point, curves, glyph, scatter
-from flows.judges import order, part
 from flows.page import bullets, joined, paragraph, section, table
 from flows.report_table import Rows, by_place, positions
+from flows.reward_roles import order, part
 from flows.theme import Look
 from flows.wording import ESTIMATORS, spread
 from registry.methods.best_of_n import kl_bound

@@ -15,8 +15,8 @@ from markupsafe import Markup
 from flows.axes import Scale
 from flows.beside import Beside
 from flows.figures import Curve, curves
-from flows.judges import INVOLVED
 from flows.report_table import by_place
+from flows.reward_roles import INVOLVED
 from flows.theme import LIGHT, MARKERS, SERIES, Look
 from specs.stage import Stage
 from tasks.evaluation_table import Evaluation

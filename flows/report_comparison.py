@@ -10,6 +10,7 @@ from flows.beside import Beside
 from flows.fronts import fronts
 from flows.optimisation import over_optimisation
 from flows.page import section
+from flows.report_audits import audits, judged, seeds
 from flows.report_generations import side_by_side
 from flows.report_question import question, verdicts
 from flows.report_spending import equal_spending
@@ -47,9 +48,12 @@ def _found(view: View, name: str, evaluation: Evaluation, beside: Beside) -> Mar
             every_number(evaluation),
             level=3,
         ),
+        judged(name, evaluation, beside),
+        seeds(name, evaluation, beside),
         section("At equal spending", spending, level=3) if spending else "",
         fronts(name, evaluation, seen, beside),
         over_optimisation(name, evaluation, view.study.stages, answers, beside),
+        audits(name, evaluation, beside),
         side_by_side(evaluation, answers, seen),
         traces(evaluation, artifact),
     ]

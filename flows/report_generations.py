@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from flows.judges import first_judge, order
 from flows.page import folded, joined, paragraph, section
 from flows.report_table import name_of, ranked
+from flows.reward_roles import first_judge, order
 from flows.theme import Look
 from tasks.evaluation_table import Evaluation
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from flows.judges import order, part
 from flows.page import bullets, folded, joined, paragraph
+from flows.reward_roles import order, part
 from flows.wording import ends, p_value
 from specs.evaluation import Evaluate
 from tasks.evaluation_table import Evaluation

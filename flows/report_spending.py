@@ -9,9 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from flows.beside import Beside
-from flows.judges import order
 from flows.page import paragraph, switch, table
 from flows.report_table import by_place, name_of, positions, ranked
+from flows.reward_roles import order
 from flows.theme import Look
 from flows.wording import count, spread
 from registry.methods.equal_spending import affordable_draws

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from flows.beside import Beside
 from flows.figures import Point, forest, glyph
-from flows.judges import first_judge, order, part
 from flows.page import Cell, Column, folded, paragraph, table
+from flows.reward_roles import first_judge, order, part
 from flows.theme import Look
 from flows.wording import ESTIMATORS, count, duration, ends, number, p_value, spread
 from tasks.evaluation_table import Evaluation

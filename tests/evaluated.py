@@ -39,6 +39,9 @@ def results(sft: float = -0.75) -> dict[str, Any]:
     return {
         "prompts": 2, "samples_per_prompt": SAMPLES, "max_new_tokens": 24, "confidence": 0.9, "reference": 0,
         "policies": [_policy(i, policy, sft) for i, policy in enumerate(POLICIES)],
+        "over_seeds": [
+            {"policies": [1, 2], "rewards": [{"reward": interval(7 + j, 0.5), "difference": interval(6 + j, 0.5)} for j in range(2)]}
+        ],
         "rewards": list(REWARDS),
     }  # fmt: skip
 
@@ -48,6 +51,8 @@ def _policy(i: int, name: str, sft: float) -> dict[str, Any]:
     return {
         "fingerprint": name, "length": interval(10 + i, 0.5), "finished": i / 4,
         "texts": {text: interval(i / 8 + k / 100, 0.03) for k, text in enumerate(texts)},
+        "copied": {"copied_words": interval(0.21, 0.02), "copied_whole": interval(0.11, 0.02)} if i == 1 else {},
+        "apart": [{"guide": 0, "gold": 1, **interval(0.875, 0.5)}] if i == 3 else [],
         "kl": {how: interval(*value) for how, value in KL[i].items()},
         "perplexity": {"own": interval(3 + i, 0.25)},
         "rewards": [_judged(i, j, sft) for j in range(2)],

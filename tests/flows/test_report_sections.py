@@ -11,10 +11,10 @@ import pytest
 from report_page import drawn, rows_of
 
 from flows.fronts import on_front
-from flows.judges import first_judge, order, part
 from flows.optimisation import families, gains
 from flows.report_generations import most, pairs
 from flows.report_spending import at_equal_spending
+from flows.reward_roles import first_judge, order, part
 from registry.methods.best_of_n import kl_bound
 from specs.load import load
 from tasks.evaluation_table import Evaluation, generations, named
@@ -286,3 +286,23 @@ def test_what_guided_a_policy_is_shown_choice_by_choice(study: View) -> None:
     assert "<td>0.250</td><td>0.375</td><td>refused</td>" in text
     assert "<code>whole</code></span></td><td>2.500</td><td>taken</td>" in text
     assert "<b>" not in text.split("Guidance, token by token", 1)[1].split("</section>", 1)[0]
+
+
+def test_audits_stand_with_their_intervals_and_a_reward_without_bias_is_not_named(study: View) -> None:
+    path, page = drawn(study)
+    assert ["bon[n=4]", "gold", "tone", "0.875 [0.375, 1.375]"] in page.cells
+    assert ["sft", "0.210 [0.190, 0.230]", "0.110 [0.090, 0.130]"] in page.cells
+    (row,) = rows_of(path.with_name("table.apart.csv"))
+    assert (row["policy"], row["gained_more_low"]) == ("bon[n=4]", "0.375")
+    rows = list(of(study).rows())
+    biased = [row for row in rows if not row["length_bias_low"] <= 0 <= row["length_bias_high"]]
+    assert biased and len(biased) < len(rows)
+    for row in rows:
+        told = f"{row['judged_by']} of {row['policy']}: {row['length_bias']:.3f} ["
+        assert (told in page.text) == (row in biased)
+
+
+def test_trainings_that_differ_by_their_seed_stand_together(study: View) -> None:
+    path, page = drawn(study)
+    assert ["sft, bon[n=2]", "gold", "7.000 [6.500, 7.500]", "6.000 [5.500, 6.500]"] in page.cells
+    assert [row["judged_by"] for row in rows_of(path.with_name("table.seeds.csv"))] == ["gold", "tone"]
