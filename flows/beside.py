@@ -20,7 +20,7 @@ class Beside:
 
     folder: Path
     of_stage: dict[str, list[Path]] = field(default_factory=dict)
-    """The figures of each stage."""
+    """The figures of each stage, and their numbers."""
 
     def numbers(self, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         """Writes them; gives the file's name."""
@@ -43,4 +43,6 @@ class Beside:
             path = self.folder / f"{base}.{panel}.svg"
             path.write_text(drawing.standalone, encoding="utf-8")
             self.of_stage.setdefault(stage, []).append(path)
-        return figures([d.inline for d in panels.values()], caption, self.numbers(base, rows), legend)
+        numbers = self.numbers(base, rows)
+        self.of_stage[stage].append(self.folder / numbers)
+        return figures([d.inline for d in panels.values()], caption, numbers, legend)

@@ -108,7 +108,7 @@ def _view(arguments: Arguments, spec: Path) -> tuple[Any, Any]:
     from specs.load import load
     from tasks.view import View
 
-    loaded = load(spec, arguments.sets)
+    loaded = load(spec, getattr(arguments, "sets", []))
     forced = loaded.forced(getattr(arguments, "force", []))
     offline = getattr(arguments, "offline", False)
     return loaded, View.of(loaded.study, home(), spec.resolve().parent, offline=offline, forced=forced)
@@ -242,26 +242,9 @@ def report(arguments: Arguments) -> None:
 
 def compare(arguments: Arguments) -> None:
     """Put the policies of several studies side by side, paired where they answered the same prompts."""
-    from dataclasses import asdict
+    from flows.comparing import show_comparison
 
-    from rich.console import Console
-
-    from flows.comparing import compare as compared
-    from flows.comparing import tables
-    from registry.home import home
-    from specs.load import load
-    from tasks.view import View
-
-    views = [View.of(load(spec).study, home(), spec.resolve().parent, offline=False) for spec in arguments.specs]
-    found = compared(views, arguments.against)
-    if arguments.json:
-        print(json.dumps(asdict(found), indent=1))
-        return
-    screen = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
-    for table in tables(found):
-        screen.print(table)
-    for line in found.left_out:
-        print(f"left out: {line}")
+    show_comparison([_view(arguments, spec)[1] for spec in arguments.specs], arguments.against, as_json=arguments.json)
 
 
 def schema(_: Arguments) -> None:
@@ -284,7 +267,7 @@ def explain(arguments: Arguments) -> int:
 
 
 def up(arguments: Arguments) -> int:
-    """Start Prefect's server, MLflow's server and a worker on this machine, until Ctrl-C."""
+    """Start Prefect's server and MLflow's server on this machine, until Ctrl-C."""
     from flows.up import up as started
 
     return started(port=arguments.port, mlflow_port=arguments.mlflow_port)

@@ -6,12 +6,16 @@ different rewards, or on different prompts, is not comparable and is left out, w
 
 from __future__ import annotations
 
+import json
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.table import Table
 
 from registry.artifacts import Artifact
@@ -35,12 +39,13 @@ class Entrant:
     """A policy as one evaluation saw it."""
 
     name: str
-    """`study:policy`, with the evaluation between the two where a study has several."""
+    """`study:policy`, with the evaluation between the two where a study has several, and `study#2:policy` of the second one given
+    where several have one name."""
     fingerprint: str
     limits: str
     """What its answers were allowed: under other limits they are other things."""
     rewards: dict[str, dict[str, list[float]]]
-    """By a reward's fingerprint and a prompt's id, of each sample."""
+    """By a reward's fingerprint and a prompt (its id, and which of its repetitions it is), of each sample."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,12 @@ def _entrants(views: Sequence[View]) -> tuple[str, list[Entrant], dict[str, str]
     entrants: list[Entrant] = []
     names: dict[str, str] = {}
     settings: dict[str, Any] = {}
-    for view, name, artifact in _evaluations(views):
+    studies = Counter(view.study.name for view in views)
+    for number, view, name, artifact in _evaluations(views):
         evaluation = named(artifact)
         several = sum(isinstance(e, Evaluate) for e in view.study.stages.values()) > 1
-        place = f"{view.study.name}:{name}" if several else view.study.name
+        study = view.study.name if studies[view.study.name] == 1 else f"{view.study.name}#{number}"
+        place = f"{study}:{name}" if several else study
         prints = evaluation.results["rewards"]
         names = dict(zip(prints, evaluation.rewards, strict=True)) | names
         for entrant in _of(artifact, place, evaluation.policies, evaluation.results, prints):
@@ -123,18 +130,26 @@ def _entrants(views: Sequence[View]) -> tuple[str, list[Entrant], dict[str, str]
                     "resamples": entry.resamples,
                     "seed": artifact.fields["seed"],
                 }
-            same = any((e.fingerprint, e.rewards) == (entrant.fingerprint, entrant.rewards) for e in entrants)
-            entrants += [] if same else [entrant]
+            entrants += [] if any(_is_same(entrant, e) for e in entrants) else [entrant]
     if reference is None:
         raise UserError("none of these studies has a stored `evaluate` stage; `alignflow run` them first")
     return reference, entrants, names, settings
 
 
-def _evaluations(views: Sequence[View]) -> Iterator[tuple[View, str, Artifact]]:
-    for view in views:
+def _is_same(one: Entrant, other: Entrant) -> bool:
+    """Whether it is one policy that gave the same answers, as far as both evaluations asked the same rewards."""
+    if one.fingerprint != other.fingerprint or one.limits != other.limits:
+        return False
+    shared = one.rewards.keys() & other.rewards.keys()
+    return bool(shared) and all(one.rewards[reward] == other.rewards[reward] for reward in shared)
+
+
+def _evaluations(views: Sequence[View]) -> Iterator[tuple[int, View, str, Artifact]]:
+    """With the number of the study among those that were given, from 1."""
+    for number, view in enumerate(views, 1):
         for name, entry in view.study.stages.items():
             if isinstance(entry, Evaluate) and view.stored(name) is not None:
-                yield view, name, view.artifact(name)
+                yield number, view, name, view.artifact(name)
 
 
 def _of(
@@ -142,10 +157,13 @@ def _of(
 ) -> list[Entrant]:
     assert artifact.folder is not None
     values: list[dict[str, dict[str, list[float]]]] = [{reward: {} for reward in rewards} for _ in policies]
+    seen: Counter[tuple[int, str, int]] = Counter()
     for row in read_lines(artifact.folder / GENERATIONS):
         prompt = Prompt(tuple(row["prompt"])).id
+        sample = row["policy"], prompt, row["sample"]
         for reward, value in zip(rewards, row["rewards"], strict=True):
-            values[row["policy"]][reward].setdefault(prompt, []).append(value)
+            values[row["policy"]][reward].setdefault(f"{prompt}/{seen[sample]}", []).append(value)
+        seen[sample] += 1
     limits = f"{results['max_new_tokens']} new tokens, {results['samples_per_prompt']} samples a prompt"
     found = zip(policies, results["policies"], values, strict=True)
     return [Entrant(f"{place}:{policy}", told["fingerprint"], limits, own) for policy, told, own in found]
@@ -167,3 +185,16 @@ def tables(comparison: Comparison) -> Iterator[Table]:
                 row["policy"], str(row["prompts"]), *spread, f"{row['p_holm']:.3f}" if "p_holm" in row else ""
             )
         yield table
+
+
+def show_comparison(views: Sequence[View], against: str | None, *, as_json: bool) -> None:
+    """Prints it."""
+    found = compare(views, against)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    screen = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    for table in tables(found):
+        screen.print(table)
+    for line in found.left_out:
+        print(f"left out: {line}")

@@ -207,7 +207,7 @@ def _tip(p: Point) -> str:
 
 def _draw(axis: Any, c: Curve) -> None:
     hollow = {"markerfacecolor": LIGHT["page"]} if c.fill == "none" else {}
-    marked = [i for i, x in enumerate(c.x) if len(c.x) <= 10 or (len(c.x) <= 64 and math.log2(x or 3) % 1 == 0)]
+    marked = [i for i, x in enumerate(c.x) if len(c.x) <= 10 or (len(c.x) <= 64 and x > 0 and math.log2(x) % 1 == 0)]
     style = {"marker": c.look.marker, "markersize": 4, "markevery": marked, "linewidth": 1.3, **hollow}
     (line,) = axis.plot(c.x, c.y, color=c.look.colour, linestyle=c.dashes, **style)
     line.set_gid(f"tip:{c.name}")

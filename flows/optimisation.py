@@ -48,7 +48,7 @@ def families(stages: Mapping[str, Stage], policies: Sequence[str]) -> Iterator[F
         if getattr(entry, "rounds", 1) > 1:
             swept["round"] = str(entry.round)  # type: ignore[attr-defined]
         for field, text in swept.items():
-            if (value := _number(text)) is not None:
+            if field != "seed" and (value := _number(text)) is not None:
                 others = tuple((k, v) for k, v in swept.items() if k != field)
                 found.setdefault((name, field, others), {})[value] = policy
     for (name, field, others), members in found.items():

@@ -60,14 +60,16 @@ def verdicts(evaluation: Evaluation) -> Markup:
         if len(rows) > 1 and all("p_holm" in row for row in rows):
             alpha = 1 - evaluation.results["confidence"]
             many = sum(row["p_holm"] <= alpha for row in rows)
-            summary += f"; with all {len(rows)} comparisons counted (Holm), {many or 'none'} told apart"
+            summary += f"; with all {len(rows)} policies counted (Holm), {many or 'none'} told apart"
         lines = bullets([verdict(row, len(rows)) for row in rows], "verdicts")
         found.append(folded(summary, lines, is_open=not found and len(rows) <= FEW))
     return joined(found)
 
 
 def standing(row: Mapping[str, Any]) -> str:
-    """What the interval of the paired difference says, and no more."""
+    """What the interval of the paired difference says, and no more; one prompt says nothing of how differences spread."""
+    if row["prompts"] < 2:
+        return "not told apart"
     if row["difference_low"] > 0:
         return "higher"
     return "lower" if row["difference_high"] < 0 else "not told apart"
@@ -84,7 +86,7 @@ def verdict(row: Mapping[str, Any], comparisons: int = 1) -> str:
     if "p" in row:
         text += f"; {p_value(row['p'])}"
     if "p_holm" in row and comparisons > 1:
-        text += f", {p_value(row['p_holm'])} with all {comparisons} comparisons counted (Holm)"
+        text += f", {p_value(row['p_holm'])} with all {comparisons} policies counted (Holm)"
     if "detectable" in row and standing(row) == "not told apart":
         text += f". A difference of {row['detectable']:.3f} would have been found four times in five"
     return text + "."

@@ -56,7 +56,7 @@ def main_table(name: str, evaluation: Evaluation, looks: Mapping[str, Look], bes
             Cell(duration(row["making_seconds"]), row["making_seconds"]),
         ]
         body.append(cells)
-    percent = round(100 * evaluation.results["confidence"])
+    percent = f"{100 * evaluation.results['confidence']:g}"
     note = (
         f"Sorted by {judges[0]}. Intervals are {percent} % BCa bootstrap over prompts; win rates are paired with "
         f"{evaluation.reference}, whose mean reward is the dashed mark on each bar. A reward that guides a policy, or taught its "
@@ -161,7 +161,7 @@ def every_number(evaluation: Evaluation) -> Markup:
         ]
         for row in evaluation.rows()
     ]  # fmt: skip
-    tests = ("permutation test", "with all comparisons (Holm)", "detectable four times in five")
+    tests = ("permutation test", "with all policies counted (Holm)", "detectable four times in five")
     by_reward = table(
         [*first, *(_words(what) for what in measured), *tests], judged, "all numbers by policy and reward"
     )

@@ -119,7 +119,9 @@ def _summary(display: Display, view: View, outcome: dict[str, Any]) -> None:
     if outcome.get("report"):
         console.print(f"report: {_near(Path(outcome['report']))}", soft_wrap=True)
     uri = outcome.get("mlflow", {}).get("uri", "")
-    if uri.startswith("sqlite"):
+    if uri == f"sqlite:///{view.home / 'mlflow.db'}" and (up := server.of_up(view.home)):
+        console.print(f"runs:   {up['mlflow']} and {up['prefect'].removesuffix('/api')}", soft_wrap=True)
+    elif uri.startswith("sqlite"):
         console.print(f"runs:   mlflow ui --backend-store-uri {uri}", soft_wrap=True)
     if display.interrupted:
         console.print("stopped; run the same command to go on")

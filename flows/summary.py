@@ -18,7 +18,7 @@ def evaluation_tables(view: View) -> Iterator[Table]:
         if not isinstance(entry, Evaluate) or view.stored(name) is None:
             continue
         evaluation = named(view.artifact(name))
-        percent = round(100 * entry.confidence)
+        percent = f"{100 * entry.confidence:g}"
         table = Table(
             title=f"{name}: {evaluation.results['prompts']} prompts, {percent} % intervals",
             title_justify="left",

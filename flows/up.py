@@ -1,7 +1,6 @@
-"""`alignflow up`: Prefect's server, MLflow's server and a worker on this machine, until Ctrl-C.
+"""`alignflow up`: Prefect's server and MLflow's server on this machine, until Ctrl-C.
 
 What they keep lies in the home folder, and a run of the same home finds them by the note that lies there while they are up.
-The worker carries out deployed studies (`alignflow deploy`).
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from flows import server, silence
 from registry.home import make_home
 from specs.problems import UnfitError
 
-POOL = "alignflow"
-"""The work pool of deployed studies."""
-
 
 def up(*, port: int, mlflow_port: int) -> int:
-    """Starts all three, prints where they are, and waits. Returns the exit status: 130 on Ctrl-C, 1 where one of them died.
-    Raises `UnfitError` where a port is taken, or one of them does not start."""
+    """Starts both, prints where they are, and waits. Returns the exit status: 130 on Ctrl-C, 1 where one of them died.
+    Raises `UnfitError` where a port is taken, one of them does not start, or they are up already."""
     silence.apply()
     home = make_home()
+    if found := server.of_up(home):
+        prefect = found["prefect"].removesuffix("/api")
+        raise UnfitError(f"they are up already for {home}: Prefect at {prefect}, MLflow at {found['mlflow']}")
     for taken, option in ((port, "--port"), (mlflow_port, "--mlflow-port")):
         _require_free(taken, option)
     prefect, mlflow = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{mlflow_port}"
@@ -38,9 +37,8 @@ def up(*, port: int, mlflow_port: int) -> int:
         parts["mlflow"] = _start("mlflow", _mlflow(home, mlflow_port), logs, _mlflow_environment())
         parts["prefect"] = _start("prefect", _prefect(port), logs, _prefect_environment(home, port))
         server.wait_for(f"{prefect}/api", logs / "prefect.log", parts["prefect"])
-        parts["worker"] = _start("worker", _worker(), logs, _worker_environment(home, prefect))
         _wait_for_mlflow(mlflow, logs / "mlflow.log", parts["mlflow"])
-        print(f"Prefect  {prefect}\nMLflow   {mlflow}\nlogs     {logs}\nCtrl-C stops all of it.", flush=True)
+        print(f"Prefect  {prefect}\nMLflow   {mlflow}\nlogs     {logs}\nCtrl-C stops both.", flush=True)
         with server.noted(home, f"{prefect}/api", mlflow):
             while True:
                 for name, part in parts.items():
@@ -52,7 +50,7 @@ def up(*, port: int, mlflow_port: int) -> int:
         return 130
     finally:
         with _ignoring_interrupts():
-            for part in reversed(parts.values()):  # the worker first: it has something to tell the server
+            for part in parts.values():
                 server.end(part, patience=20)
 
 
@@ -101,14 +99,6 @@ def _mlflow(home: Path, port: int) -> list[str]:
 
 def _mlflow_environment() -> dict[str, str]:
     return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
-def _worker() -> list[str]:
-    return ["-P", "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-
-
-def _worker_environment(home: Path, prefect: str) -> dict[str, str]:
-    return {"PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": f"{prefect}/api", "ALIGNFLOW_HOME": str(home)}
 
 
 def _wait_for_mlflow(url: str, log: Path, process: subprocess.Popen[bytes]) -> None:

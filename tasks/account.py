@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from registry.artifacts import Artifact
 from tasks.drawing import Answer, Drawing
@@ -38,10 +38,12 @@ class Account:
 
     def recalled(self, sources: Sequence[Source]) -> dict[Source, list[list[Answer]]]:
         """The answers of sources that a run before this one drew; empty unless it drew all of them."""
-        if not all(self._file(source).exists() for source in sources):
+        try:
+            found = {source: DRAWING.validate_json(self._file(source).read_bytes()) for source in sources}
+        except (OSError, ValidationError):  # not drawn, or by a version that kept it otherwise
             return {}
-        self.drawings |= {source: DRAWING.validate_json(self._file(source).read_bytes()) for source in sources}
-        return {source: self.drawings[source].answers for source in sources}
+        self.drawings |= found
+        return {source: drawing.answers for source, drawing in found.items()}
 
     def note(
         self,
@@ -53,15 +55,17 @@ class Account:
         memory: int,
     ) -> None:
         """Sources that were drawn in one batch share its time by their tokens."""
+        measuring = guides.meter.seconds if guides and guides.meter else 0.0
         tokens = [sum(a.tokens for row in answers for a in row) for _, answers in drawn]
         for (source, answers), own in zip(drawn, tokens, strict=True):
             self.drawings[source] = Drawing(
                 answers,
                 policy.prefill // len(drawn),
                 policy.decode if guides else sum(a.tokens - 1 for row in answers for a in row),
+                policy.drawn if guides else sum(a.tokens for row in answers for a in row),
                 guides.count if guides else Positions(),
                 guides.texts if guides else 0,
-                seconds * own / max(sum(tokens), 1),
+                (seconds - measuring) * own / max(sum(tokens), 1),
                 memory,
                 _in_order(guides.meter.sums, answers) if guides and guides.meter else None,
                 events,

@@ -23,27 +23,43 @@ from tasks.properties import Properties
 Array = NDArray[np.float64]
 
 
-def copied(properties: Properties, policy: Artifact, answers: list[list[Answer]]) -> dict[str, Any]:
+class Learnt:
+    """What policies were trained on; of policies that were trained on the same it is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[frozenset[str], TrainingTexts] = {}
+
+    def by(self, policy: Artifact) -> TrainingTexts | None:
+        """None of a policy that was trained on no stored answers."""
+        sources = {f"{source.fingerprint}.{source.part}": source for source in _sources(policy)}
+        if not sources:
+            return None
+        mark = frozenset(sources)
+        if mark not in self._known:
+            self._known[mark] = TrainingTexts(text for source in sources.values() for text in _answers_in(source))
+        return self._known[mark]
+
+
+def copied(
+    properties: Properties, known: TrainingTexts | None, answers: list[list[Answer]]
+) -> dict[str, dict[str, float]]:
     """How much of a policy's answers stands word for word in what it was trained on: the share of words in runs of eight that
     occur there, and the share of answers that do as a whole. Empty for a policy that was trained on no stored answers."""
-    texts = list(dict.fromkeys(_learnt_from(policy)))
-    if not texts:
+    if known is None:
         return {}
-    known = TrainingTexts(texts)
     shares = np.array([[[known.copied(a.text), known.has(a.text)] for a in row] for row in answers], dtype=float)
     words, whole = shares.mean(axis=1).T
     return {"copied_words": properties.interval(words)._asdict(), "copied_whole": properties.interval(whole)._asdict()}
 
 
-def _learnt_from(policy: Artifact) -> Iterator[str]:
-    """The chosen answers of pairs, and the responses, that a policy's language models were trained on; not those that its
-    rewards were, nor what a stage drew and kept for itself."""
+def _sources(policy: Artifact) -> Iterator[Artifact]:
+    """The pairs, of which the chosen answers count, and the responses that a policy's language models were trained on; not
+    those that its rewards were, nor what a stage drew and kept for itself."""
     for stage in direct(policy):
         if stage.produces != "language model":
             continue
         for slot in ("data", "responses"):
-            for source in stage.inputs.get(slot, ()):
-                yield from _answers_in(source)
+            yield from stage.inputs.get(slot, ())
 
 
 def _answers_in(source: Artifact) -> Iterator[str]:
@@ -87,10 +103,13 @@ def of_seeds(
     properties: Properties, policies: Sequence[Artifact], scores: Sequence[Sequence[Array]], reference: int
 ) -> list[dict[str, Any]]:
     """Policies that differ by the seeds of their training alone, taken together: by reward, the mean and the difference to
-    the reference with intervals over seeds and prompts. `policies` are places."""
+    the reference with intervals over seeds and prompts. `policies` are places. The reference is in no group, for its
+    difference is none, and one policy under several names is one."""
     groups: dict[str, list[int]] = {}
-    for i, policy in enumerate(policies):
-        groups.setdefault(_but_for_the_seed(policy), []).append(i)
+    distinct = {policy.fingerprint: i for i, policy in reversed(list(enumerate(policies)))}
+    for mark, i in sorted(distinct.items(), key=lambda item: item[1]):
+        if mark != policies[reference].fingerprint:
+            groups.setdefault(_but_for_the_seed(policies[i]), []).append(i)
     entry = properties.job.entry
     asked = {"confidence": entry.confidence, "resamples": entry.resamples, "seed": properties.job.seed}
     found = []

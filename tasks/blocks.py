@@ -150,6 +150,7 @@ class _Blocks:
             streams = [batch.numbers(arrivals, branch) for branch in range(self.branches)]
             self.u[rows - len(arrivals) : rows] = torch.stack(streams, dim=1)
         grown = self._grow(torch.cat([*logits, *first]))
+        batch.policy.count.drawn += int(grown.lengths.sum())
         chosen = self.way.best(batch.seats, grown)
         grown.keep(batch.policy, chosen, grown.places.shape[-1])
         self.way.chosen(grown, chosen)

@@ -106,6 +106,7 @@ class _Accepting:
             if token < 0:
                 raise NotFinite(seat.prompt, seat.request.key)
             seat.ids.append(token)
+        batch.policy.count.drawn += rows
         self.logits[:rows] = batch.policy.step(tokens)
         if self.judge.ending:
             tokens = tokens.masked_fill(torch.isin(tokens, batch.ends), self.judge.ending[0])

@@ -1,38 +1,44 @@
-"""What a policy's answers cost, whoever else drew at the same time: positions, tokens, reward calls, seconds, memory."""
+"""What an answer of a policy costs, whoever else drew at the same time: positions, tokens, reward calls, seconds, memory.
+
+All but memory are of one answer asked for alone, on average over the prompts: its prompt is read once, its own draws are made
+(best-of-2 makes two, though best-of-4 drew four beside it), and a greedy answer, which serves for every sample, is made once.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
 from tasks.account import Account
+from tasks.drawing import Answer
 from tasks.rules import Rule
 from tasks.scores import Scores
 
 
-def counted(rule: Rule, account: Account, samples: int) -> dict[str, int]:
-    """What does not depend on the machine, of all answers together. A policy that shares its draws with others is charged with
-    its own: best-of-2 with two draws an answer, though best-of-4 drew four."""
+def counted(rule: Rule, account: Account, samples: int) -> dict[str, float]:
+    """What does not depend on the machine, nor on what else was in a batch."""
     drawing = account.drawings[rule.source]
-    draws = _own_draws(rule, account, samples)
-    tokens = sum(a.tokens for row in draws for a in row)
+    draws, prompts = _own_draws(rule, account, samples), len(drawing.answers)
+    answers = prompts * (1 if rule.temperature == 0 else samples)
+    own = [a.tokens for row in draws for a in row]
     return {
-        "prompt_positions": drawing.prefill,
-        "decode_positions": drawing.decode if rule.guided else sum(a.tokens - 1 for row in draws for a in row),
-        "guide_positions": drawing.guides.prefill + drawing.guides.decode,
-        "tokens": tokens,
-        "reward_calls": sum(map(len, draws)) if rule.reward else drawing.texts,
+        "prompt_positions": drawing.prefill / prompts,
+        "decode_positions": (drawing.decode if rule.guided else sum(own) - len(own)) / answers,
+        "guide_positions": drawing.guides.prefill / prompts + drawing.guides.decode / answers,
+        "tokens": (drawing.drawn if rule.guided else sum(own)) / answers,
+        "reward_calls": (len(own) if rule.reward else drawing.texts) / answers,
     }
 
 
 def measured(rule: Rule, account: Account, samples: int, scores: Scores) -> dict[str, float]:
-    """What does: the seconds of drawing and choosing, models being loaded, and the most bytes in use while it was drawn."""
+    """What does: `seconds` of an answer in a batch as it was, drawing and choosing, models being loaded, and `memory`, the most
+    bytes in use while all were drawn."""
     drawing = account.drawings[rule.source]
     draws = _own_draws(rule, account, samples)
     own, all_ = (sum(a.tokens for row in rows for a in row) for rows in (draws, drawing.answers))
     choosing = scores.seconds(rule.reward) * sum(map(len, draws)) if rule.reward else 0.0
-    return {"seconds": drawing.seconds * own / max(all_, 1) + choosing, "memory": float(drawing.memory)}
+    answers = len(drawing.answers) * (1 if rule.temperature == 0 else samples)
+    seconds = drawing.seconds * own / max(all_, 1) + choosing
+    return {"seconds": seconds / answers, "memory": float(drawing.memory)}
 
 
-def _own_draws(rule: Rule, account: Account, samples: int) -> Any:
+def _own_draws(rule: Rule, account: Account, samples: int) -> list[list[Answer]]:
     answers = account.drawings[rule.source].answers
     return [row[:1] if rule.temperature == 0 else row[: samples * rule.n] for row in answers]

@@ -39,8 +39,10 @@ from tasks.rules import Rule
 
 Array = NDArray[np.float64]
 
+TOGETHER = 1024
+"""Tokens of one prompt's answers that are read at a time, with what each is drawn from; one answer at least."""
 POSITIONS = 128
-"""Positions whose distributions over the whole vocabulary are compared at a time."""
+"""Positions whose distributions over the whole vocabulary are compared at a time, in double precision."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Ruler:
     account: Account
     prompts: Sequence[Prompt]
     rows: int
-    """Answers read at a time."""
+    """Answers whose log-probabilities alone are read at a time."""
 
     @cached_property
     def _bases(self) -> Bases:
@@ -106,7 +108,11 @@ class Ruler:
         theirs = self._rows_of(self._reference.tokenizer, answers)
         ours = theirs if is_own else self._rows_of(policy.tokenizer, answers)
         found = np.array([
-            list(_side_by_side(policy.model, mine, self._reference.model, its, rule))
+            [
+                sums
+                for some in _together(mine[1])
+                for sums in _side_by_side(policy.model, (mine[0], some), self._reference.model, (its[0], some), rule)
+            ]
             for mine, its in zip(ours, theirs, strict=True)
         ])  # fmt: skip
         del policy
@@ -143,6 +149,16 @@ def _named(sums: Array, *, full: bool) -> dict[str, Array]:
     return {name: sums[..., Sums._fields.index(name)] for name in names}
 
 
+def _together(answers: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    some: list[Sequence[int]] = []
+    for answer in answers:
+        if some and sum(map(len, some)) + len(answer) > TOGETHER:
+            yield some
+            some = []
+        some.append(answer)
+    yield some
+
+
 @torch.inference_mode()
 def _side_by_side(policy: Any, ours: Row, reference: Any, theirs: Row, rule: Rule) -> Iterator[Sums]:
     """Of each answer to one prompt, which is read once."""
@@ -155,6 +171,10 @@ def _side_by_side(policy: Any, ours: Row, reference: Any, theirs: Row, rule: Rul
     for at in range(0, len(tokens), POSITIONS):
         here = slice(at, at + POSITIONS)
         weights = decoding_weights(own[here, :size].float(), rule.temperature, rule.top_k, rule.top_p)
+        if rule.top_k or rule.top_p < 1:
+            # Read in another batch a token at the edge may be rounded out of what is kept. It was drawn: there it is again.
+            whole = decoding_weights(own[here, :size].float(), rule.temperature, 0, 1.0)
+            weights = weights.scatter(1, tokens[here, None], whole.gather(1, tokens[here, None]))
         log_probs = its[here, :size].float().log_softmax(-1)
         log_own, log_its = sampled_token(weights, tokens[here]), log_probs.gather(1, tokens[here, None])[:, 0].double()
         each = [token_kl(weights, log_probs), k1(log_own, log_its), k3(log_own, log_its), log_its]

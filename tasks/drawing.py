@@ -35,13 +35,17 @@ class Drawing:
     """Prompt tokens that the policy read."""
     decode: int
     """Positions behind the prompts that it read."""
+    drawn: int
+    """Tokens that were drawn, those that guides refused included."""
     guides: Positions
     """What its guides read, all together."""
     texts: int
     """Whole texts that rewards scored while it was drawn."""
     seconds: float
+    """Models being loaded, and without what measuring took."""
     memory: int
-    """The most bytes in use meanwhile, all models included: of the device, or of the process without one."""
+    """The most bytes in use meanwhile, all models included (also one that only measures): of the device, or of the process
+    without one. 0 where that is not known."""
     sums: list[list[Sums]] | None
     """`[prompt][draw]`, where guides change what tokens are drawn from."""
     events: list[dict[str, Any]]

@@ -23,7 +23,7 @@ from specs.evaluation import Evaluate
 from specs.soup import Soup
 from tasks.account import Account
 from tasks.answers import answer
-from tasks.audited import apart, copied, of_seeds
+from tasks.audited import Learnt, apart, copied, of_seeds
 from tasks.costs import counted, measured
 from tasks.drawing import Answer
 from tasks.evaluation_table import EVALUATION, GENERATIONS, MEASURED, TRACES
@@ -65,7 +65,7 @@ def evaluate(job: Job) -> Result:
     )
     rewards = [_judged(r, prompts, answers, known) for r in job.many("rewards")]
     rules = [rule_of(policy) for policy in policies]
-    properties = Properties(job, prompts)
+    properties, learnt = Properties(job, prompts), Learnt()
     likely = properties.likelihoods(rules, answers, account)
     if job.many("perplexity_of"):
         given = properties.of_given(rules, pairs_of(job, "perplexity_of"))
@@ -78,7 +78,7 @@ def evaluate(job: Job) -> Result:
         for i in range(len(policies))
     ]
     for place in range(len(rewards)):
-        _count_comparisons([found[place]["difference"] for i, found in enumerate(by_reward) if i != reference])
+        _count_comparisons(policies, [found[place]["difference"] for found in by_reward])
     evaluation = {
         "prompts": len(prompts),
         "samples_per_prompt": budget.samples_per_prompt,
@@ -89,7 +89,7 @@ def evaluate(job: Job) -> Result:
             {
                 "fingerprint": policy.fingerprint,
                 **properties.wording(answers[i]),
-                "copied": copied(properties, policy, answers[i]),
+                "copied": copied(properties, learnt.by(policy), answers[i]),
                 **likely[i],
                 "rewards": by_reward[i],
                 "judges": verdicts[i],
@@ -136,7 +136,7 @@ def _of_reward(
     found: dict[str, dict[str, float]] = {
         name: properties.interval(values)._asdict() for name, values in by_prompt.items()
     }
-    if i != reference and len(scores[i]) > 1:
+    if policies[i].fingerprint != policies[reference].fingerprint and len(scores[i]) > 1:
         difference = by_prompt["difference"]
         found["difference"] |= {
             "p": permutation_p(difference, resamples=entry.resamples, seed=properties.job.seed),
@@ -145,10 +145,14 @@ def _of_reward(
     return found
 
 
-def _count_comparisons(differences: Sequence[dict[str, float]]) -> None:
-    """Several policies are compared with one reference: their p-values as they stand among all."""
-    for difference, p in zip(differences, holm([d["p"] for d in differences if "p" in d]), strict=False):
-        difference["p_holm"] = p
+def _count_comparisons(policies: Sequence[Artifact], differences: Sequence[dict[str, float]]) -> None:
+    """Several policies are compared with one reference under one reward: their p-values as they stand among all of them. One
+    policy under several names is one comparison."""
+    distinct = {policy.fingerprint: d["p"] for policy, d in zip(policies, differences, strict=True) if "p" in d}
+    counted = dict(zip(distinct, holm(list(distinct.values())), strict=True))
+    for policy, difference in zip(policies, differences, strict=True):
+        if policy.fingerprint in counted:
+            difference["p_holm"] = counted[policy.fingerprint]
 
 
 def _by_prompt(
@@ -183,8 +187,8 @@ def _best_of(
     rewards = job.many("rewards")
     guide = rule.sign * np.array(known.of(rule.reward or rewards[0], prompts, texts))
     for reward in rewards:
-        judged = np.array(known.of(reward, prompts, texts))
-        yield [(n, expected_best(guide, judged, n)) for n in range(1, draws + 1)]
+        values = np.array(known.of(reward, prompts, texts))
+        yield [(n, expected_best(guide, values, n)) for n in range(1, draws + 1)]
 
 
 def _lmc_gap(policies: Sequence[Artifact], soup: Artifact, means: Sequence[Array], mean: Array) -> Array | None:

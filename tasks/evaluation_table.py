@@ -19,8 +19,6 @@ TRACES = "traces.jsonl"
 """Of each policy with guides, what they looked at before each choice of its first answer to the first prompt."""
 MEASURED = "measured.json"
 """Seconds and bytes of each policy: apart from what repeats bit for bit."""
-TRACES = "traces.jsonl"
-"""One answer of each guided policy, choice by choice, where it was kept: `policy` (its place), `prompt`, `events`."""
 TESTS = ("p", "p_holm", "detectable")
 """Of a difference: the permutation test's p-value, the same among all policies compared (Holm), and the difference that as many
 prompts find four times in five."""
@@ -35,7 +33,7 @@ class Evaluation:
     reference: str
     results: dict[str, Any]
     measured: tuple[dict[str, float], ...]
-    """Of each policy, `seconds` and `memory` (bytes)."""
+    """Of each policy, `seconds` of an answer and `memory` (bytes)."""
     roles: tuple[tuple[Role, ...], ...]
     """Of each policy, what part each reward had in it."""
     making: tuple[float, ...]
@@ -59,7 +57,6 @@ class Evaluation:
     def policy_rows(self) -> Iterator[dict[str, Any]]:
         """One flat row for each policy: what its answers are like, how far it is from the reference's model, what an answer
         costs."""
-        answers = self.results["prompts"] * self.results["samples_per_prompt"]
         for name, policy, spent, made in zip(
             self.policies, self.results["policies"], self.measured, self.making, strict=True
         ):
@@ -67,8 +64,8 @@ class Evaluation:
             for group in ("texts", "copied", "kl", "perplexity"):
                 for what, values in policy[group].items():
                     row |= _spread(f"{group}_{what}" if group in ("kl", "perplexity") else what, values)
-            row |= {f"{what}_per_answer": count / answers for what, count in policy["cost"].items()}
-            row["seconds_per_answer"] = spent["seconds"] / answers
+            row |= {f"{what}_per_answer": count for what, count in policy["cost"].items()}
+            row["seconds_per_answer"] = spent["seconds"]
             yield row | {"peak_memory": spent["memory"], "making_seconds": made}
 
     def best_of(self) -> Iterator[dict[str, Any]]:

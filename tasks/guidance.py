@@ -108,7 +108,7 @@ class Prefixes:
             return self.reader.look(read, seen, torch.zeros(k, dtype=torch.long, device=device))
         places = is_end.int().topk(most).indices
         tokens, seen, ahead = self._with_tails(read, places)
-        found = self.reader.look(tokens, seen, ahead)
+        found = self.reader.look(tokens, seen, ahead, padding=(len(is_end) * most - int(is_end.sum())) * len(tail))
         finished = found[:, k + len(tail) - 1 :: len(tail)]
         return torch.where(is_end, found[:, :k].scatter(1, places, finished), found[:, :k])
 

@@ -8,12 +8,13 @@ from typing import Literal
 
 from registry.artifacts import Artifact
 from registry.store import RECORD
-from specs.references import REWARDS
 from specs.stage import Stage
 
 Role = Literal["guides", "behind the guide", "held out"]
-"""Of a reward to a policy: the policy was made, or chooses, by it; it taught a reward that does (as gold labels teach a
-reward model); or it had no part, and judges from outside."""
+"""Of a reward to a policy: the policy was made, or chooses, by it, as it is or weighed, calibrated or averaged with others; it
+taught a reward that does (as gold labels teach a reward model); or it had no part, and judges from outside."""
+LEARNT = ("reward_model", "autoregressive_reward_model", "prefix_scorer")
+"""The stages in which a reward is learnt from others."""
 
 
 def role(policy: Artifact, reward: Artifact) -> Role:
@@ -25,12 +26,12 @@ def role(policy: Artifact, reward: Artifact) -> Role:
 
 
 def direct(policy: Artifact) -> Iterator[Artifact]:
-    """Everything below a policy that is reached without a reward in between."""
+    """Everything below a policy that is reached without a learnt reward in between."""
     return (artifact for artifact, is_direct in _walk(policy) if is_direct)
 
 
 def _walk(policy: Artifact) -> Iterator[tuple[Artifact, bool]]:
-    """Everything below a policy, and whether it is reached without a reward in between."""
+    """Everything below a policy, and whether it is reached without a learnt reward in between."""
     waiting, seen = [(policy, True)], set()
     while waiting:
         artifact, is_direct = waiting.pop()
@@ -38,7 +39,7 @@ def _walk(policy: Artifact) -> Iterator[tuple[Artifact, bool]]:
             continue
         seen.add((artifact.fingerprint, is_direct))
         yield artifact, is_direct
-        passes = is_direct and artifact.produces not in (*REWARDS, "prefix scorer")
+        passes = is_direct and artifact.entry.kind_name not in LEARNT
         waiting += [(one, passes) for some in artifact.inputs.values() for one in some]
 
 

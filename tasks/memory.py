@@ -21,15 +21,17 @@ def peak_memory() -> Iterator[list[int]]:
     """The list holds, afterwards, the most bytes in use at once: of the device's tensors, or of the process where there is no
     device (0 where the system does not tell)."""
     found = [0]
-    on_device = torch.cuda.is_available()
+    on_device, is_reset = torch.cuda.is_available(), False
     if on_device:
         torch.cuda.reset_peak_memory_stats()
     else:
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
+            is_reset = True
     yield found
     if on_device:
         found[0] = torch.cuda.max_memory_allocated()
+    if not is_reset:
         return
     with suppress(OSError):
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -6,6 +6,7 @@ again. Answers of a language model alone are measured afterwards (`tasks.diverge
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -38,6 +39,8 @@ class Meter:
     """The reference, where it is another model than the policy that is guided."""
     sums: dict[tuple[int, int], Sums] = field(default_factory=dict)
     """By prompt and sample."""
+    seconds: float = 0.0
+    """What measuring took."""
     _parts: list[Tensor] = field(default_factory=list)
 
     @property
@@ -50,7 +53,9 @@ class Meter:
 
     def read(self, tokens: Tensor) -> None:
         if self.reader is not None:
+            begun = time.monotonic()
             self._parts = [self.reader.step(tokens)]
+            self.seconds += time.monotonic() - begun
 
     def note(
         self,
@@ -63,10 +68,15 @@ class Meter:
     ) -> None:
         """Every row draws: of the policy's own `logits` [rows, vocabulary], the guided scores `whole` [rows, candidates]
         and the place of the token that was taken [rows]."""
+        begun = time.monotonic()
         if self.reader is not None:
             logits, self._parts = torch.cat(self._parts), []
         reference = logits.float().log_softmax(-1)
-        reference = reference[:, : whole.shape[1]] if candidates is None else reference.gather(1, candidates)
+        if candidates is None:  # what one model's spare embeddings give has no token
+            size = min(reference.shape[1], whole.shape[1])
+            reference, whole = reference[:, :size], whole[:, :size]
+        else:
+            reference = reference.gather(1, candidates)
         weights, taken = decoding_weights(whole, *rule), place.clamp(min=0)
         own, its = sampled_token(weights, taken), reference.gather(1, taken[:, None])[:, 0].double()
         found = torch.stack([token_kl(weights, reference), k1(own, its), k3(own, its), its], dim=1)
@@ -74,3 +84,4 @@ class Meter:
             where = seat.prompt, seat.number
             before = self.sums.get(where, Sums(0.0, 0.0, 0.0, 0.0))
             self.sums[where] = Sums(*(a + b for a, b in zip(before, values, strict=True)))
+        self.seconds += time.monotonic() - begun

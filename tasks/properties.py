@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.dialogue_text import encode_answer, encode_prompt
-from registry.language_models import load_language_model
+from registry.language_models import context_length, load_language_model
 from registry.log_probs import score_rows
 from registry.methods.comparison import Interval, interval
 from registry.methods.perplexity import perplexity
 from registry.methods.repetition import diversity, is_degenerate, is_refusal
 from registry.rows import Pair, Prompt
+from specs.problems import UserError
 from tasks.account import Account
 from tasks.divergence import Ruler
 from tasks.drawing import Answer
@@ -92,6 +93,15 @@ class Properties:
             )
             own[1].append(ids)
         rows = list(by_prompt.values())
+        longest, limit = (
+            max(len(prompt) + max(map(len, answers)) for prompt, answers in rows),
+            context_length(loaded.model),
+        )
+        if longest > limit:
+            raise UserError(
+                f"`perplexity_of`: the longest dialogue has {longest} tokens, and `{rule.model.name}` reads {limit}; leave the long "
+                "ones out"
+            )
         sums = np.array([sum(row) for row in score_rows(loaded.model, rows, batch=self.job.execution.rows)])
         tokens = np.array([sum(map(len, answers)) for _, answers in rows], dtype=float)
         del loaded

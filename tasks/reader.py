@@ -22,11 +22,14 @@ FIRST_ROOM = 128
 
 @dataclass
 class Positions:
-    """Positions pushed through the model: prompt tokens, padding beside them, decoded tokens."""
+    """Positions pushed through the model: prompt tokens, decoded tokens, and padding beside both, whose amount depends on what
+    else is in the batch."""
 
     prefill: int = 0
     padding: int = 0
     decode: int = 0
+    drawn: int = 0
+    """Tokens that were drawn from it, those that were given up again included."""
 
 
 class Output(Protocol):
@@ -113,12 +116,17 @@ class Reader:
         self._lengths = [length + 1 for length in self._lengths]
         return found[:, 0]
 
-    def look(self, tokens: Tensor, seen: Tensor, ahead: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+    def look(
+        self, tokens: Tensor, seen: Tensor, ahead: Tensor, rows: Sequence[int] | None = None, padding: int = 0
+    ) -> Tensor:
         """What the model gives at tokens [rows, n] behind each row, without their being of the row; see `SlotCache.write`.
-        `ahead` [n] is how far behind the row each stands in its own continuation. `rows` are all if absent."""
+        `ahead` [n] is how far behind the row each stands in its own continuation. `rows` are all if absent. `padding` is
+        how many of the tokens stand for none."""
         which = self._which(rows)
         lengths = self.lengths[which]
         mask = self.cache.write(which, lengths, seen, max(self._lengths))
+        self.count.decode -= padding
+        self.count.padding += padding
         return self._pass(tokens, lengths[:, None] + ahead, mask, rows)
 
     def keep(self, places: Tensor, rows: Sequence[int] | None = None) -> None:

@@ -57,6 +57,7 @@ class Tokens:
         u = self.u[:rows].gather(1, drawn[:, None])[:, 0]
         self.tokens[:rows] = self._draw(logits[0] if len(logits) == 1 else torch.cat(logits), u, drawn)
         drawn += 1
+        batch.policy.count.drawn += rows
         return batch.leave(self._note())
 
     def _draw(self, logits: Tensor, u: Tensor, drawn: Tensor) -> Tensor:

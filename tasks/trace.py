@@ -52,7 +52,10 @@ def tell_tokens(
         shares = (whole[row] / temperature).softmax(-1) if temperature > 0 else None
         taken = int(place[row])
         places = whole[row].topk(min(SHOWN, whole.shape[1])).indices.tolist()
-        places += [taken] if taken not in places else []
+        own_best = int(own.argmax() if candidates is None else own[candidates[row]].argmax())
+        places += [
+            place for place in dict.fromkeys((taken, own_best)) if place not in places and place < whole.shape[1]
+        ]
         ids = places if candidates is None else candidates[row, places].tolist()
         observer.tell({
             "prompt": seat.prompt,

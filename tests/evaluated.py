@@ -17,10 +17,10 @@ REWARDS = ("gold", "tone")
 SAMPLES = 2
 EVIL = "<script>alert('x')</script> & more"
 COSTS = (
-    {"prompt_positions": 8, "decode_positions": 40, "guide_positions": 0, "tokens": 44, "reward_calls": 0},
-    {"prompt_positions": 8, "decode_positions": 44, "guide_positions": 0, "tokens": 48, "reward_calls": 0},
-    {"prompt_positions": 8, "decode_positions": 80, "guide_positions": 0, "tokens": 88, "reward_calls": 8},
-    {"prompt_positions": 8, "decode_positions": 156, "guide_positions": 4, "tokens": 176, "reward_calls": 16},
+    {"prompt_positions": 2, "decode_positions": 10, "guide_positions": 0, "tokens": 11, "reward_calls": 0},
+    {"prompt_positions": 2, "decode_positions": 11, "guide_positions": 0, "tokens": 12, "reward_calls": 0},
+    {"prompt_positions": 2, "decode_positions": 20, "guide_positions": 0, "tokens": 22, "reward_calls": 2},
+    {"prompt_positions": 2, "decode_positions": 39, "guide_positions": 1, "tokens": 44, "reward_calls": 4},
 )
 KL = (
     {"rao_blackwell": (0.0, 0.0), "k1": (0.0, 0.0)},
@@ -77,8 +77,8 @@ def _judged(i: int, j: int, sft: float) -> dict[str, Any]:
 
 
 def measured() -> list[dict[str, float]]:
-    """Four answers a policy: 0.5, 0.75, 1 and 1.25 seconds each."""
-    return [{"seconds": 2.0 + i, "memory": 1e6 * (i + 1)} for i in range(len(POLICIES))]
+    """0.5, 0.75, 1 and 1.25 seconds an answer."""
+    return [{"seconds": (2.0 + i) / 4, "memory": 1e6 * (i + 1)} for i in range(len(POLICIES))]
 
 
 def generations() -> str:

@@ -328,12 +328,16 @@ def test_an_answer_costs_what_was_drawn_for_it_and_not_what_others_drew_beside_i
     }
     prompt = cost["base"]["prompt_positions"]
     assert prompt == cost["bon"]["prompt_positions"] == cost["greedy"]["prompt_positions"] > 8
-    assert cost["base"]["tokens"] == cost["base"]["decode_positions"] + 16 == sum(
-        json.loads(line)["tokens"] for line in (built.folder / "generations.jsonl").read_text().splitlines() if '"policy": 0' in line
-    )  # fmt: skip
-    assert (cost["base"]["reward_calls"], cost["bon"]["reward_calls"]) == (0, 64)
-    assert 2 * cost["base"]["tokens"] < cost["bon"]["tokens"] <= 8 * 8 * 12
-    assert cost["greedy"]["tokens"] == cost["greedy"]["decode_positions"] + 8, "one answer serves all samples"
+    lines = map(json.loads, (built.folder / "generations.jsonl").read_text().splitlines())
+    lengths: dict[int, list[int]] = {}
+    for row in lines:
+        lengths.setdefault(row["policy"], []).append(row["tokens"])
+    assert cost["base"]["tokens"] == cost["base"]["decode_positions"] + 1 == pytest.approx(fmean(lengths[0]))
+    assert (cost["base"]["reward_calls"], cost["bon"]["reward_calls"]) == (0, 4)
+    assert cost["bon"]["decode_positions"] == cost["bon"]["tokens"] - 4
+    assert 2 * cost["base"]["tokens"] < cost["bon"]["tokens"] <= 4 * 12
+    # One answer serves all samples, and is asked for once.
+    assert cost["greedy"]["tokens"] == cost["greedy"]["decode_positions"] + 1 == pytest.approx(fmean(lengths[2]))
     spent = json.loads((built.folder / "measured.json").read_text())
     assert 0 < spent[0]["seconds"] < spent[1]["seconds"] and spent[0]["memory"] > 50e6
 
@@ -359,6 +363,18 @@ def test_the_perplexity_of_given_answers_is_that_of_the_model_that_reads_them(ev
         and base["perplexity_given_low"] < base["perplexity_given"]
     )
     assert "perplexity_given" not in bon, "a rule over a model has no probability of its own for a given answer"
+
+
+def test_one_policy_under_two_names_is_one_comparison_and_no_second_seed(evaluate: Evaluate) -> None:
+    found = results(evaluate("[bon, greedy, again]"))
+    differences = [policy["rewards"][0]["difference"] for policy in found["policies"][:3]]
+    assert [d["p_holm"] for d in differences] == [
+        *holm([differences[0]["p"], differences[1]["p"]]),
+        differences[1]["p_holm"],
+    ]
+    assert found["over_seeds"] == []
+    same = results(evaluate("[again, base]", against="greedy"))["policies"][0]["rewards"][0]["difference"]
+    assert "p" not in same and same["estimate"] == 0
 
 
 def test_a_killed_evaluation_draws_nothing_again(
