@@ -79,7 +79,7 @@ def test_a_verdict_is_no_stronger_than_its_interval(low: float, high: float, wor
     row |= {"p": 0.0004, "p_holm": 0.25, "detectable": 0.3125}
     missed = ". A difference of 0.312 would have been found four times in five" if "not" in words else ""
     assert verdict(row) == f"{said}; p < 0.001{missed}."
-    assert verdict(row, 3) == f"{said}; p < 0.001, p = 0.250 with all 3 comparisons counted (Holm){missed}."
+    assert verdict(row, 3) == f"{said}; p < 0.001, p = 0.250 with all 3 policies counted (Holm){missed}."
 
 
 def test_the_question_is_the_study_in_a_sentence(study: View, tmp_path: Path) -> None:
@@ -96,12 +96,12 @@ def test_there_is_a_verdict_for_each_policy_and_reward_but_the_reference_and_the
         "Judged by gold, sft is lower than base: difference -0.750 [-1.250, -0.250]",
         "Judged by tone, bon[n=2] is not told apart from base: difference +0.188 [-0.312, +0.688]",
         "Judged by gold, bon[n=4] is higher than base: difference +1.500 [+1.000, +2.000]",
-        "p = 0.011, p = 0.031 with all 3 comparisons counted (Holm)",
+        "p = 0.011, p = 0.031 with all 3 policies counted (Holm)",
     ):
         assert words in page.text
     assert page.text.count("Judged by ") == 3 * 2 + 2
     # Of 0.031, 0.061 and 0.091 all are below one less the confidence of 0.9.
-    counted = "1 higher, 1 lower, 1 not told apart; with all 3 comparisons counted (Holm), 3 told apart"
+    counted = "1 higher, 1 lower, 1 not told apart; with all 3 policies counted (Holm), 3 told apart"
     assert f"Judged by tone (held out): {counted}" in page.text
     assert f"Judged by gold (guides 3 of 4): {counted}" in page.text
     assert page.text.index("Judged by tone (held out)") < page.text.index("Judged by gold (guides")
@@ -225,10 +225,10 @@ def test_a_study_without_artifacts_has_no_report(tmp_path: Path, home: Path) -> 
     assert not list((home / "studies").iterdir())
 
 
-def test_each_stage_is_given_the_figures_that_were_drawn_of_it(study: View) -> None:
+def test_each_stage_is_given_the_figures_that_were_drawn_of_it_and_their_numbers(study: View) -> None:
     written = write_report(study)
     assert written is not None and set(written.figures) == {"table", "sft"}
-    assert [path.name for path in written.figures["sft"]] == ["sft.loss.svg", "sft.accuracy.svg"]
+    assert [path.name for path in written.figures["sft"]] == ["sft.loss.svg", "sft.accuracy.svg", "sft.csv"]
     names = [path.name for path in written.figures["table"]]
     assert {
         "table.difference.tone.svg",
@@ -238,5 +238,5 @@ def test_each_stage_is_given_the_figures_that_were_drawn_of_it(study: View) -> N
     } <= set(names)
     assert "table.rewards.tone.gold.svg" in names
     assert sorted(path.name for path in written.path.parent.glob("*.svg")) == sorted(
-        path.name for paths in written.figures.values() for path in paths
+        path.name for paths in written.figures.values() for path in paths if path.suffix == ".svg"
     )

@@ -53,7 +53,7 @@ SAMPLES, NEW = 3, 7
 def view(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("divergence")
     for seed, name in enumerate(("model", "other")):
-        tiny.language_model(folder / name, seed=seed, initializer_range=0.3)  # answers that are likely enough to repeat
+        tiny.language_model(folder / name, seed=seed, initializer_range=1.0)  # answers that are likely enough to repeat
     tiny.write_lines(folder / "prompts.jsonl", [{"prompt": text} for text in MESSAGES])
     return stages.study(folder, STUDY)
 
@@ -236,7 +236,8 @@ def test_what_was_drawn_before_a_process_died_is_taken_up_with_all_that_was_meas
     undisturbed = Measured(view, "mixed", of="another")
     assert again.account.recalled([again.rule.source]) == {again.rule.source: undisturbed.answers}
     for name, values in undisturbed.found.estimates.items():
-        assert again.found.estimates[name] == pytest.approx(values) == pytest.approx(first.found.estimates[name])
+        assert again.found.estimates[name] == pytest.approx(values)
+        assert first.found.estimates[name] == pytest.approx(values)
 
 
 def test_a_drawing_that_cannot_be_read_is_drawn_again(view: Any) -> None:
