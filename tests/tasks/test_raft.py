@@ -30,7 +30,6 @@ from tasks import answers, own_samples, train_raft, train_sft
 from tasks import trainer as trainers
 from tasks.answers import answer
 from tasks.job import Log
-from tasks.reader import Positions
 from tasks.scores import Scores
 from tasks.view import View
 
@@ -414,9 +413,8 @@ def test_a_prompt_is_read_once_for_all_its_samples(study: Study, monkeypatch: py
     inner = answers.sample
 
     def counted(*given: Any, **options: Any) -> Any:
-        count = Positions()
-        found = inner(*given, count=count, **options)
-        counts.append(count.prefill)
+        found = inner(*given, **options)
+        counts.append(options["count"].prefill)
         return found
 
     monkeypatch.setattr(answers, "sample", counted)

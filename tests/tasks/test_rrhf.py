@@ -99,7 +99,7 @@ def drew(into: Path, rows: list[list[tuple[str, bool]]], name: str = "samples") 
     """Leaves what a stage has drawn before its process died."""
     scratch = into.with_name(f"{into.name}.scratch")
     scratch.mkdir()
-    drawn = [[{"text": text, "tokens": 3, "finished": finished} for text, finished in row] for row in rows]
+    drawn = [[{"text": text, "ids": [0, 0, 0], "finished": finished} for text, finished in row] for row in rows]
     tiny.write_lines(scratch / f"{name}.jsonl", drawn)
 
 
