@@ -67,7 +67,11 @@ def compare(views: Sequence[View], against: str | None = None) -> Comparison:
             raise UserError(f"there is no `{against}`{did_you_mean(against, known) or f'; there are {listed(known)}'}")
         reference = against
     (base,) = (e for e in entrants if e.name == reference)
-    left_out, rows = [], []
+    stored = {id(view) for _, view, *_ in _evaluations(views)}
+    left_out = [
+        f"{view.study.name}: it has no stored `evaluate` stage; run it" for view in views if id(view) not in stored
+    ]
+    rows = []
     fit = [e for e in entrants if e.limits == base.limits]
     for entrant in entrants:
         if entrant not in fit:

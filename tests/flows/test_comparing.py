@@ -119,6 +119,21 @@ def test_studies_without_an_evaluation_have_nothing_to_compare(tmp_path: Path, h
         compare([handmade.view(tmp_path)])
 
 
+def test_a_study_that_was_not_run_is_named(first: View, tmp_path: Path) -> None:
+    other = handmade.view(
+        tmp_path,
+        handmade.STUDY.replace("name: small", "name: other").replace("data: pairs}", "data: pairs, epochs: 3}"),
+    )
+    assert compare([first, other]).left_out == ["other: it has no stored `evaluate` stage; run it"]
+
+
+def test_two_studies_of_one_name_are_told_apart_by_their_number(first: View, tmp_path: Path) -> None:
+    again = second(tmp_path, "name: other", "name: small")
+    found = compare([first, again])
+    assert found.reference == "small#1:base"
+    assert "small#2:sft" in {row["policy"] for row in found.rows}
+
+
 def test_the_command_prints_a_table_for_each_reward(
     first: View, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
