@@ -30,8 +30,8 @@ def part(evaluation: Evaluation, place: int) -> str:
     }
     total = len(evaluation.policies)
     words = []
-    for kind, link in (("guides", "guides "), ("behind the guide", "behind the guide of ")):
-        names = found[kind]  # type: ignore[index]
-        if names:
+    links: dict[Role, str] = {"guides": "guides ", "behind the guide": "behind the guide of "}
+    for kind, link in links.items():
+        if names := found[kind]:
             words.append(link + (", ".join(names) if len(names) < 3 else f"{len(names)} of {total}"))
     return "; ".join(words) or "held out"

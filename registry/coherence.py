@@ -6,7 +6,6 @@ the encoder's pooled output, and of an encoder without a pooler the mean of its 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +16,8 @@ from transformers import AutoModel, AutoTokenizer
 from registry.artifacts import Artifact
 from registry.dialogue_text import Message, shown
 from registry.language_models import context_length, device, pretrained
-from registry.models import local_folder
+from registry.models import located
 from registry.rewards import Score
-from specs.base import expand_environment
 from specs.problems import UserError
 from specs.rewards import Coherence
 
@@ -59,9 +57,7 @@ def _load(artifact: Artifact) -> tuple[Any, Any, bool]:
     """The encoder, its tokenizer, and whether its folder has the weights of a pooler."""
     entry = artifact.entry
     assert isinstance(entry, Coherence)
-    hub = entry.revision is not None
-    where = {"revision": entry.revision} if hub else {}
-    folder = expand_environment(entry.source, os.environ) if hub else str(local_folder(entry.source))
+    folder, where = located(entry.source, entry.revision)
     strict = {"output_loading_info": True, "use_safetensors": True, "dtype": torch.float32}
     model, found = pretrained(artifact.name, AutoModel.from_pretrained, folder, **strict, **where)
     made_up = {key for key in found["missing_keys"] if not key.startswith("pooler.")}

@@ -5,7 +5,6 @@ It does what the trained model did: see `registry.beside` for what adapters have
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +16,8 @@ from registry.bases import Bases
 from registry.beside import fold, lay
 from registry.dialogue_text import set_template
 from registry.four_bits import hold, is_rounded, rounded
-from registry.models import CATALOGUE, local_folder
+from registry.models import CATALOGUE, located
 from registry.updates import expert_of
-from specs.base import expand_environment
 from specs.models import Model
 from specs.problems import UserError
 from specs.sources import origin
@@ -63,9 +61,7 @@ def source_folder(artifact: Artifact) -> tuple[str, dict[str, Any]]:
     if origin(entry.source, entry.revision) == "catalogue":
         packaged = CATALOGUE[entry.source]
         return packaged.hub, {"revision": packaged.revision}
-    if entry.revision is not None:
-        return expand_environment(entry.source, os.environ), {"revision": entry.revision}
-    return str(local_folder(entry.source)), {}
+    return located(entry.source, entry.revision)
 
 
 def config_of(artifact: Artifact) -> Any:

@@ -119,6 +119,13 @@ def label_problem(label: str | None, names: Sequence[str]) -> str | None:
     return f"`label: {label}` is not a class of the model; there are {', '.join(names)}"
 
 
+def located(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes for a model that a study names: a folder, or a hub id with its revision."""
+    if revision is not None:
+        return expand_environment(source, os.environ), {"revision": revision}
+    return str(local_folder(source)), {}
+
+
 def local_folder(source: str) -> Path:
     return Path(os.path.expanduser(expand_environment(source, os.environ)))
 

@@ -7,7 +7,6 @@ token is found whatever the tokenizer's padding token is.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,9 +28,8 @@ from registry.language_models import (
     pretrained,
     pretrained_model,
 )
-from registry.models import label_problem, local_folder
+from registry.models import label_problem, located
 from registry.rewards import Score
-from specs.base import expand_environment
 from specs.problems import UserError
 from specs.rewards import Classifier
 
@@ -98,9 +96,7 @@ def load_classifier(artifact: Artifact) -> tuple[Any, Any, int]:
     """An external classifier, its tokenizer, and the index of the output that is the reward (-1: the only one)."""
     entry = artifact.entry
     assert isinstance(entry, Classifier)
-    hub = entry.revision is not None
-    where = {"revision": entry.revision} if hub else {}
-    folder = expand_environment(entry.source, os.environ) if hub else str(local_folder(entry.source))
+    folder, where = located(entry.source, entry.revision)
     dtype = DTYPES[str(artifact.payload["facts"]["precision"])]
     load = AutoModelForSequenceClassification.from_pretrained
     model = pretrained_model(artifact.name, load, folder, dtype=dtype, **where)

@@ -75,9 +75,11 @@ class Ruler:
 
     def distances(self, rule: Rule, answers: list[list[Answer]]) -> Distances | None:
         """Of a policy's answers; None where the reference has other tokens, so that it gives them no probability."""
-        ours, theirs = load_tokenizer(bottom(rule.model)), self._reference.tokenizer
-        if difference(ours.get_vocab(), theirs.get_vocab()) is not None:
-            return None
+        theirs = self._reference.tokenizer
+        if not self._shares(rule.model):
+            ours = load_tokenizer(bottom(rule.model))
+            if difference(ours.get_vocab(), theirs.get_vocab()) is not None:
+                return None
         samples = len(answers[0])
         shown = [row[:1] if rule.temperature == 0 else row for row in answers]
         if rule.guided is None and rule.temperature > 0:
@@ -131,9 +133,12 @@ class Ruler:
         pairs = zip(self.prompts, answers, strict=True)
         return [(encode_prompt(tokenizer, prompt.messages), [a.ids for a in row]) for prompt, row in pairs]
 
+    def _shares(self, artifact: Artifact) -> bool:
+        """Whether a model stands on the weights, and has the tokens, that the reference does."""
+        return bottom(artifact).fingerprint == bottom(self.account.reference).fingerprint
+
     def _loaded(self, artifact: Artifact) -> LanguageModel:
-        shares = bottom(artifact).fingerprint == bottom(self.account.reference).fingerprint
-        bases = self._bases if shares else None
+        bases = self._bases if self._shares(artifact) else None
         return load_language_model(artifact, four_bits="rounded" if is_rounded(artifact) else None, bases=bases)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import handmade
@@ -109,3 +110,12 @@ def put(
         "generations.jsonl": generations(),
     }
     handmade.put(study, "table", written | {f"{name}.jsonl": text for name, text in files.items()})
+
+
+def and_trained(folder: Path) -> View:
+    """The study evaluated and trained; its responses and pairs are not there any more."""
+    made = handmade.view(folder)
+    put(made)
+    curve = [{"step": 1, "loss": 2.5, "learning_rate": 0.1}, {"step": 2, "loss": 1.25, "accuracy": 0.75}]
+    handmade.put(made, "sft", {"training.jsonl": handmade.lines(*curve)}, {"rows": 8.0, "test/accuracy": 0.625})
+    return made

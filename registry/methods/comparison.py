@@ -7,7 +7,8 @@ from several seeds, the seed is a second unit.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,16 +121,24 @@ def interval(values: Array, *, confidence: float, resamples: int, seed: int) -> 
     mean = float(values.mean())
     if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return Interval(mean, mean, mean)
+    return Interval(mean, *bca((values,), np.mean, confidence=confidence, resamples=resamples, seed=seed))
+
+
+def bca(
+    values: tuple[Array, ...], statistic: Callable[..., Any], *, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """The ends of the BCa bootstrap interval of a statistic; several `values` [prompts] are resampled together."""
     found = bootstrap(
-        (values,),
-        np.mean,
+        values,
+        statistic,
+        paired=len(values) > 1,
         confidence_level=confidence,
         n_resamples=resamples,
-        batch=max(1, NUMBERS // len(values)),
+        batch=max(1, NUMBERS // len(values[0])),
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high))
+    return float(found.low), float(found.high)
 
 
 def over_seeds(values: Array, *, confidence: float, resamples: int, seed: int) -> Interval:

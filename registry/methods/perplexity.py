@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
-from registry.methods.comparison import NUMBERS, Interval
+from registry.methods.comparison import Interval, bca
 
 Array = NDArray[np.float64]
 
@@ -31,14 +30,5 @@ def perplexity(log_probs: Array, tokens: Array, *, confidence: float, resamples:
     def rate(some: Array, many: Array, axis: int = -1) -> Array:
         return np.asarray(-some.sum(axis) / many.sum(axis))
 
-    found = bootstrap(
-        (log_probs, tokens),
-        rate,
-        paired=True,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        batch=max(1, NUMBERS // len(each)),
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(estimate, float(np.exp(found.low)), float(np.exp(found.high)))
+    low, high = bca((log_probs, tokens), rate, confidence=confidence, resamples=resamples, seed=seed)
+    return Interval(estimate, float(np.exp(low)), float(np.exp(high)))

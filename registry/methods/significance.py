@@ -12,11 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, permutation_test
 
+from registry.methods.comparison import NUMBERS
+
 Array = NDArray[np.float64]
-
-
-NUMBERS = 10_000_000
-"""Numbers with their signs flipped in memory at once; the draws are the same for any."""
 
 
 def permutation_p(differences: Array, *, resamples: int, seed: int) -> float:

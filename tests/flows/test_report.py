@@ -21,12 +21,7 @@ from tasks.view import View
 
 @pytest.fixture
 def study(tmp_path: Path, home: Path) -> View:
-    """Evaluated and trained; its responses and pairs are not there any more."""
-    made = handmade.view(tmp_path)
-    evaluated.put(made)
-    curve = [{"step": 1, "loss": 2.5, "learning_rate": 0.1}, {"step": 2, "loss": 1.25, "accuracy": 0.75}]
-    handmade.put(made, "sft", {"training.jsonl": handmade.lines(*curve)}, {"rows": 8.0, "test/accuracy": 0.625})
-    return made
+    return evaluated.and_trained(tmp_path)
 
 
 def test_a_report_is_drawn_again_only_when_what_it_shows_was_built_again(

@@ -16,12 +16,7 @@ from tasks.view import View
 
 @pytest.fixture
 def study(tmp_path: Path, home: Path) -> View:
-    """Evaluated and trained; its responses and pairs are not there any more."""
-    made = handmade.view(tmp_path)
-    evaluated.put(made)
-    curve = [{"step": 1, "loss": 2.5, "learning_rate": 0.1}, {"step": 2, "loss": 1.25, "accuracy": 0.75}]
-    handmade.put(made, "sft", {"training.jsonl": handmade.lines(*curve)}, {"rows": 8.0, "test/accuracy": 0.625})
-    return made
+    return evaluated.and_trained(tmp_path)
 
 
 def test_the_stages_are_listed_with_what_was_not_built(study: View) -> None:
