@@ -9,7 +9,7 @@ quickstart: .venv/installed
 	$(BIN)/alignflow run specs/recipes/quickstart.yaml
 
 test: .venv/installed-dev lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

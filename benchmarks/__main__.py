@@ -1,6 +1,6 @@
 """`python -m benchmarks [PART ...]`: measures, prints a table and writes `benchmarks/results.json`.
 
-Parts: command_line, orchestration, sampler, decoding, ranking, training, soups. Ratios, not seconds, travel between machines;
+Parts: command_line, orchestration, sampler, decoding, ranking, training, soups, plan. Ratios, not seconds, travel between machines;
 nothing else should run meanwhile. About an hour on two cores.
 """
 
@@ -10,17 +10,17 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import command_line, decoding, orchestration, ranking, sampler, soups, training
+from benchmarks import command_line, decoding, orchestration, plan, ranking, sampler, soups, training
 from benchmarks.figures import Figure
 
-PARTS = {
+PARTS: dict[str, Callable[[Path], Iterable[Figure]]] = {
     "command_line": command_line.measure,
     "orchestration": orchestration.measure,
     "sampler": sampler.measure,
@@ -28,6 +28,7 @@ PARTS = {
     "ranking": ranking.measure,
     "training": training.measure,
     "soups": soups.measure,
+    "plan": plan.measure,
 }
 RESULTS = Path(__file__).with_name("results.json")
 

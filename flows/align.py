@@ -10,20 +10,28 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, wait
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
+from flows import deployed, past_runs, pool, sweeping
+from flows.expectations import expectations
 from flows.report import write_report
-from flows.wording import divergence, spread
+from flows.summary import evaluation_markdown
+from flows.wording import measured
+from registry.claims import claim
 from registry.home import make_home
-from specs.evaluation import Evaluate, meets
-from specs.graph import Graph
-from specs.study import Study, entries
-from tasks import child, gpus
-from tasks.evaluation_table import Evaluation, named
+from specs.evaluation import Evaluate
+from specs.problems import SpecError, UnfitError, UserError
+from specs.study import Study
+from tasks import child
+from tasks.continuing import complete
+from tasks.evaluation_table import named
 from tasks.observer import observer
 from tasks.places import tracking_place
 from tasks.session import Session
@@ -33,63 +41,72 @@ from tasks.view import View
 
 
 @flow(
-    name="align",
+    name=sweeping.FLOW,
     flow_run_name="{study.name}",
     task_runner=ThreadPoolTaskRunner(max_workers=8),  # type: ignore[arg-type]
     validate_parameters=True,
 )
 def align(study: Study, folder: str = ".", offline: bool = False, force: list[str] | None = None) -> Any:
     """Runs a study. `folder` is where its Python rewards lie; `force` names stages to build anew."""
-    session = open_session(study, Path(folder), offline, frozenset(force or ()))
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None
+    deployed.take_over(context.flow_run)
+    try:
+        session = open_session(context.flow_run, study, Path(folder), offline, frozenset(force or ()))
+    except (SpecError, UnfitError, UserError) as error:
+        if context.flow_run.deployment_id is None:
+            raise  # to the command line, which tells each of them in its own way
+        return Failed(message=str(error))
     futures: dict[str, PrefectFuture[Any]] = {}
     step: Any = run_step.with_options(retries=study.execution.retries)
-    for name in (*session.to_fetch(), *session.planned):
-        upstream = [futures[i] for _, i in session.nodes[name].inputs if i in futures]
+    fetched = session.to_fetch()
+    for name in (*fetched, *session.planned):
+        inputs = {i for _, i in session.nodes[name].inputs} | (
+            session.below(name).intersection(fetched) if fetched else set()
+        )
+        upstream = [futures[i] for i in inputs if i in futures]
         futures[name] = step.submit(name, quote(session), wait_for=upstream)
     try:
         wait(list(futures.values()))
     except BaseException:  # SIGTERM reaches this thread as one: the stages' processes are to end too
         child.stopping.set()
+        session.tracker.finish(session.tracker.parent, "KILLED")
         raise
     return close_session(session, {name: future.state for name, future in futures.items()})
 
 
-def open_session(study: Study, folder: Path, offline: bool, force: frozenset[str]) -> Session:
-    """Plans, opens the MLflow parent run, and makes the GPU limit where one is needed."""
+def open_session(run: FlowRun, study: Study, folder: Path, offline: bool, force: frozenset[str]) -> Session:
+    """Plans, closes what dead runs left open, claims and opens the MLflow parent run, and makes the GPU limit where one is
+    needed. A deployed run is looked at first as `alignflow run` looks at its own."""
     home = make_home()
-    gpus.require(study.execution.gpus)
-    if study.execution.gpus:
-        _make_limit(gpus.limit_name(), len(gpus.device_names()))
-    view = View.of(study, home, folder, offline=offline, forced=force)
+    flow_run, is_deployed = str(run.id), run.deployment_id is not None
+    if is_deployed:
+        view = deployed.checked(study, home, folder, offline=offline, forced=force)
+    else:
+        view = View.of(study, home, folder, offline=offline, forced=force)
     uri, artifacts = tracking_place(study, home)
     tracker = Tracker(uri, study.tracking.experiment or study.name, artifacts)
-    context = FlowRunContext.get()
-    flow_run = str(context.flow_run.id) if context and context.flow_run else ""
+    prefect = sweeping.prefect_place(home, str(PREFECT_API_URL.value()))
+    sweeping.sweep(home, prefect, tracker.client, tracker.uri, own=flow_run)
+    if study.execution.gpus:
+        with get_client(sync_client=True) as client:
+            pool.limit_gpus(client)
     tags = {"alignflow.study": study.name, "prefect.flow_run_id": flow_run}
+    note = sweeping.note(flow_run, prefect, tracker.uri, tracker.experiment_id, is_deployed=is_deployed)
+    claimed = claim(home, flow_run, note)
     spec = study.model_dump(mode="json", exclude_unset=True)
     tracker.start_parent(study.name, tags, spec)
-    session = Session(**vars(view), tracker=tracker, tags=tags, observe=observer.get())
+    session = Session(**vars(view), tracker=tracker, tags=tags, observe=observer.get(), claim=claimed)
+    past_runs.begin(session)
     session.remember()  # what is stored already is in use from now on
     return session
-
-
-def _make_limit(name: str, slots: int) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-    from prefect.exceptions import ObjectAlreadyExists
-
-    with get_client(sync_client=True) as client:
-        try:
-            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=slots))
-        except ObjectAlreadyExists:
-            return
 
 
 def close_session(session: Session, states: dict[str, State | None]) -> Any:
     """Report, artifacts and the flow's final state."""
     session.remember()
     failed = {n: _reason(s) for n, s in states.items() if s is None or not s.is_completed()}
-    missed = [] if failed else missed_expectations(session)
+    missed = [] if failed else [str(expected) for expected in expectations(session) if not expected.met]
     report = write_report(session)
     tracker = session.tracker
     cached = {n for n, s in states.items() if s is not None and s.name == "Cached"}
@@ -106,10 +123,13 @@ def close_session(session: Session, states: dict[str, State | None]) -> Any:
                     tracker.file(stored.record["mlflow"]["run"] or "", figure, "figures")
     status = "KILLED" if child.stopping.is_set() else "FAILED" if failed else "FINISHED"
     tracker.finish(tracker.parent, status)
+    tracker.finish_strays(session.tags["prefect.flow_run_id"])
     _artifacts(session, states, failed, missed)
+    ended = {n: "cached" if n in cached else "failed" if n in failed else "done" for n in states}
+    past_runs.end(session, ended)
     outcome = {
         "study": session.study.name,
-        "stages": {n: "cached" if n in cached else "failed" if n in failed else "done" for n in states},
+        "stages": ended,
         "failed": failed,
         "missed": missed,
         "report": str(report.path) if report else None,
@@ -117,6 +137,10 @@ def close_session(session: Session, states: dict[str, State | None]) -> Any:
         "untracked": tracker.lost,
         "body_seconds": round(session.body_seconds, 3),
     }
+    if not failed and not child.stopping.is_set():
+        complete(session.study, session.home, session.nodes)
+    untold = {key: value for key, value in session.claim.note.items() if key != "prefect"}
+    session.claim.end(untold | {"status": status} if tracker.untold else None)
     session.observe("", "outcome", outcome)
     if child.stopping.is_set():
         return Cancelled(message="stopped; finished stages are kept")
@@ -141,21 +165,6 @@ def _tag(name: str) -> str:
     return name.replace("[", "-").replace("=", "-").replace(",", "-").rstrip("]")
 
 
-def missed_expectations(session: Session) -> list[str]:
-    """The bars that an evaluation did not meet, one line each."""
-    graph = Graph(entries(session.study))
-    missed = []
-    for name, entry in session.study.stages.items():
-        if isinstance(entry, Evaluate) and entry.expect and session.stored(name):
-            evaluation = named(session.artifact(name))
-            for policy, bars in entry.bars(graph).items():
-                for metric, bar in bars.items():
-                    value = evaluation.metric(policy, metric)
-                    if not meets(bar, value):
-                        missed.append(f"{name}: {policy} {metric} is {value:.4g}, expected {bar}")
-    return missed
-
-
 def _artifacts(session: Session, states: dict[str, State | None], failed: dict[str, str], missed: list[str]) -> None:
     """A table of the stages, a report in Markdown, and the way to MLflow, on the run's page."""
     rows = []
@@ -167,10 +176,10 @@ def _artifacts(session: Session, states: dict[str, State | None], failed: dict[s
             "state": "failed" if name in failed else getattr(states[name], "name", "?"),
             "fingerprint": session.work(name).fingerprint[:16],
             "seconds": record.get("provenance", {}).get("seconds"),
-            "result": failed.get(name) or ", ".join(f"{k} {v:.4g}" for k, v in record.get("metrics", {}).items()),
+            "result": failed.get(name) or measured(record.get("metrics", {})),
         })  # fmt: skip
     tables = [
-        f"## {name}\n\n{markdown_table(named(session.artifact(name)))}"
+        f"## {name}\n\n{evaluation_markdown(named(session.artifact(name)))}"
         for name, entry in session.study.stages.items()
         if isinstance(entry, Evaluate) and session.stored(name)
     ]
@@ -186,16 +195,3 @@ def _how_to_see(session: Session) -> str:
     if session.tracker.uri.startswith("http"):
         return "The run in MLflow"
     return f"The run in MLflow, once this runs: mlflow ui --backend-store-uri {session.tracker.uri}"
-
-
-def markdown_table(evaluation: Evaluation) -> str:
-    """An evaluation as a Markdown table: estimates with their intervals, and what part the reward had in the policy."""
-    head = (
-        "| policy | judged by | part | reward | win rate | KL | tokens |\n| --- | --- | --- | --- | --- | --- | --- |"
-    )
-    body = [
-        f"| {r['policy']} | {r['judged_by']} | {r['reward_had_part']} | {spread(r, 'reward')} | {spread(r, 'win_rate')} "
-        f"| {divergence(evaluation.kl(r['policy']))} | {r['length']:.1f} |"
-        for r in evaluation.rows()
-    ]
-    return "\n".join([head, *body])

@@ -11,6 +11,7 @@ from pathlib import Path
 from registry.home import home
 from registry.store import RECORD, locked
 from specs.plan import fingerprint
+from tasks.continuing import completed
 from tasks.view import last_payloads
 
 
@@ -60,6 +61,9 @@ def _reachable(folder: Path) -> set[str]:
         fingerprint(payload)
         for study in (folder / "studies").glob("*")
         for payload in last_payloads(folder, study.name).values()
+    }
+    prints |= {
+        made["made"] for study in (folder / "studies").glob("*") for made in completed(folder, study.name).values()
     }
     kept: set[str] = set()
     stack = [p[:16] for p in prints]

@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from flows.wording import p_value
 from registry.artifacts import Artifact
 from registry.methods.comparison import interval, win_rates
-from registry.methods.significance import holm, permutation_p
+from registry.methods.significance import draws_for, holm, permutation_p
 from registry.rows import Prompt
 from specs.evaluation import Evaluate
 from specs.problems import UserError, did_you_mean, listed
-from tasks.evaluation_table import GENERATIONS, named
+from tasks.evaluation_table import GENERATIONS, Evaluation, named
 from tasks.inputs import read_lines
+from tasks.lineage import Role
 from tasks.view import View
 
 Array = NDArray[np.float64]
@@ -45,7 +47,9 @@ class Entrant:
     limits: str
     """What its answers were allowed: under other limits they are other things."""
     rewards: dict[str, dict[str, list[float]]]
-    """By a reward's fingerprint and a prompt (its id, and which of its repetitions it is), of each sample."""
+    """By a reward's fingerprint and a prompt's id, of each sample."""
+    parts: dict[str, Role]
+    """What part each of those rewards had in the policy."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Comparison:
 
     reference: str
     rows: list[dict[str, Any]]
-    """One for each reward and entrant: mean reward, difference and win rate with the ends of their intervals, p-values."""
+    """One for each reward and entrant: the reward's part in it; mean reward, difference and win rate with the ends of their
+    intervals; p-values."""
     left_out: list[str]
     """Sentences: who is not in `rows`, and why."""
 
@@ -73,6 +78,7 @@ def compare(views: Sequence[View], against: str | None = None) -> Comparison:
     ]
     rows = []
     fit = [e for e in entrants if e.limits == base.limits]
+    draws = draws_for(len(fit) - 1, resamples=settings["resamples"])
     for entrant in entrants:
         if entrant not in fit:
             left_out.append(f"{entrant.name}: its answers had other limits ({entrant.limits}, not {base.limits})")
@@ -89,7 +95,7 @@ def compare(views: Sequence[View], against: str | None = None) -> Comparison:
                 left_out.append(f"{entrant.name} by {names[reward]}: {why}")
                 continue
             ours, theirs = (np.array([side[reward][p] for p in shared]) for side in (entrant.rewards, base.rewards))
-            found.append(_row(names[reward], entrant, reference, ours, theirs, settings))
+            found.append(_row(reward, names[reward], entrant, reference, ours, theirs, draws, settings))
         others = [row for row in found if row["policy"] != reference]
         for row, p in zip(others, holm([row["p"] for row in others]), strict=True):
             row["p_holm"] = p
@@ -98,16 +104,26 @@ def compare(views: Sequence[View], against: str | None = None) -> Comparison:
 
 
 def _row(
-    reward: str, entrant: Entrant, reference: str, ours: Array, theirs: Array, settings: dict[str, Any]
+    reward: str,
+    name: str,
+    entrant: Entrant,
+    reference: str,
+    ours: Array,
+    theirs: Array,
+    draws: int,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     difference = ours.mean(axis=1) - theirs.mean(axis=1)
-    row: dict[str, Any] = {"policy": entrant.name, "against": reference, "judged_by": reward, "prompts": len(ours)}
+    row: dict[str, Any] = {
+        "policy": entrant.name, "against": reference, "judged_by": name, "reward_fingerprint": reward[:16],
+        "part": entrant.parts[reward], "prompts": len(ours),
+    }  # fmt: skip
     values = {"reward": ours.mean(axis=1), "difference": difference, "win_rate": win_rates(ours, theirs)}
     for what, each in values.items():
         found = interval(each, **settings)
         row |= {what: found.estimate, f"{what}_low": found.low, f"{what}_high": found.high}
     if entrant.name != reference:
-        row["p"] = permutation_p(difference, resamples=settings["resamples"], seed=settings["seed"])
+        row["p"] = permutation_p(difference, resamples=draws, seed=settings["seed"])
     return row
 
 
@@ -125,7 +141,7 @@ def _entrants(views: Sequence[View]) -> tuple[str, list[Entrant], dict[str, str]
         place = f"{study}:{name}" if several else study
         prints = evaluation.results["rewards"]
         names = dict(zip(prints, evaluation.rewards, strict=True)) | names
-        for entrant in _of(artifact, place, evaluation.policies, evaluation.results, prints):
+        for entrant in _of(artifact, place, evaluation):
             if entrant.name == f"{place}:{evaluation.reference}" and reference is None:
                 reference = entrant.name
                 entry: Any = artifact.entry
@@ -156,29 +172,28 @@ def _evaluations(views: Sequence[View]) -> Iterator[tuple[int, View, str, Artifa
                 yield number, view, name, view.artifact(name)
 
 
-def _of(
-    artifact: Artifact, place: str, policies: Sequence[str], results: dict[str, Any], rewards: Sequence[str]
-) -> list[Entrant]:
+def _of(artifact: Artifact, place: str, evaluation: Evaluation) -> list[Entrant]:
     assert artifact.folder is not None
+    policies, results = evaluation.policies, evaluation.results
+    rewards = results["rewards"]
     values: list[dict[str, dict[str, list[float]]]] = [{reward: {} for reward in rewards} for _ in policies]
-    seen: Counter[tuple[int, str, int]] = Counter()
     for row in read_lines(artifact.folder / GENERATIONS):
         prompt = Prompt(tuple(row["prompt"])).id
-        sample = row["policy"], prompt, row["sample"]
         for reward, value in zip(rewards, row["rewards"], strict=True):
-            values[row["policy"]][reward].setdefault(f"{prompt}/{seen[sample]}", []).append(value)
-        seen[sample] += 1
+            values[row["policy"]][reward].setdefault(prompt, []).append(value)
     limits = f"{results['max_new_tokens']} new tokens, {results['samples_per_prompt']} samples a prompt"
-    found = zip(policies, results["policies"], values, strict=True)
-    return [Entrant(f"{place}:{policy}", told["fingerprint"], limits, own) for policy, told, own in found]
+    return [
+        Entrant(f"{place}:{policy}", told["fingerprint"], limits, own, dict(zip(rewards, roles, strict=True)))
+        for policy, told, own, roles in zip(policies, results["policies"], values, evaluation.roles, strict=True)
+    ]
 
 
 def tables(comparison: Comparison) -> Iterator[Table]:
     """One for each reward, the highest first."""
-    for reward in dict.fromkeys(row["judged_by"] for row in comparison.rows):
-        rows = [row for row in comparison.rows if row["judged_by"] == reward]
-        table = Table(title=f"judged by {reward}, against {comparison.reference}", title_justify="left")
-        for column in ("policy", "prompts", "reward", "difference", "win rate", "p (Holm)"):
+    for reward in dict.fromkeys(row["reward_fingerprint"] for row in comparison.rows):
+        rows = [row for row in comparison.rows if row["reward_fingerprint"] == reward]
+        table = Table(title=f"judged by {rows[0]['judged_by']}, against {comparison.reference}", title_justify="left")
+        for column in ("policy", "part", "prompts", "reward", "difference", "win rate", "p (Holm)"):
             table.add_column(column)
         for row in sorted(rows, key=lambda row: -row["reward"]):
             spread = (
@@ -186,7 +201,11 @@ def tables(comparison: Comparison) -> Iterator[Table]:
                 for w in ("reward", "difference", "win_rate")
             )
             table.add_row(
-                row["policy"], str(row["prompts"]), *spread, f"{row['p_holm']:.3f}" if "p_holm" in row else ""
+                row["policy"],
+                row["part"],
+                str(row["prompts"]),
+                *spread,
+                p_value(row["p_holm"]) if "p_holm" in row else "",
             )
         yield table
 

@@ -6,6 +6,7 @@ Nothing is built and nothing stored: what the policy is made of must have been r
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from flows import silence
+from flows.server import lead_to_pages
 from registry.artifacts import Artifact
 from registry.bases import Bases
 from registry.rows import Prompt
@@ -65,6 +67,7 @@ class Trace:
 
         study = self.view.study
         uri, artifacts = tracking_place(study, self.view.home)
+        lead_to_pages(self.view.home, uri)
         tracker = Tracker(uri, study.tracking.experiment or study.name, artifacts)
         tags = {"alignflow.kind": "decode", "alignflow.fingerprint": self.policy.fingerprint}
         tracker.start_parent(f"decode {self.policy.name}", tags, study.model_dump(mode="json"))
@@ -72,6 +75,8 @@ class Trace:
         tracker.finish(tracker.parent, "FINISHED")
         for lost in tracker.lost:
             print(f"MLflow: {lost}", file=sys.stderr)
+        if uri.startswith("sqlite") and "ALIGNFLOW_MLFLOW_PAGES" not in os.environ:
+            print(f"pages: mlflow ui --backend-store-uri {uri}", file=sys.stderr)
         print(f"trace: {tracker.url(tracker.parent)}", file=sys.stderr)
 
 

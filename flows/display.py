@@ -22,6 +22,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from flows.wording import measured
+
 
 @contextmanager
 def own_lines_only(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
@@ -168,5 +170,5 @@ def _amount(number: int, what: str) -> str:
 
 
 def _brief(metrics: dict[str, float]) -> str:
-    shown = [f"{k} {v:.4g}" for k, v in metrics.items() if not k.endswith(("_low", "_high"))][:4]
-    return f"  ({', '.join(shown)})" if shown else ""
+    shown = [(k, v) for k, v in metrics.items() if not k.endswith(("_low", "_high"))][:4]
+    return f"  ({measured(dict(shown))})" if shown else ""

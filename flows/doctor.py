@@ -15,6 +15,7 @@ from flows.silence import QUIET
 from registry.home import make_home
 from registry.precision import best
 from specs.problems import UnfitError, without_password
+from tasks.places import mlflow_problem
 
 NEEDED_BYTES = 2_000_000_000
 
@@ -72,7 +73,7 @@ def _servers() -> list[dict[str, Any]]:
     if uri is None:
         findings.append(_finding("MLflow", "SQLite in the home folder"))
     else:
-        problem = server.mlflow_problem(uri)
+        problem = mlflow_problem(uri)
         findings.append(_finding("MLflow", problem or "MLFLOW_TRACKING_URI answers", problem is None))
     return findings
 

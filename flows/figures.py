@@ -35,6 +35,8 @@ WIDTH, HEIGHT = 288, 236  # units of the drawing: at its narrowest, on a telepho
 LETTER = 5.7
 """The mean width of a letter of a name."""
 LONGEST = 24
+CROWD = 12
+"""Where there are more policies than this, only those on the front (of curves: the highest and the lowest) are named in the panel."""
 
 INK, QUIET = LIGHT["text"], LIGHT["quiet"]
 
@@ -69,13 +71,13 @@ class Curve:
 
 def forest(points: Sequence[Point], title: str, label: str, about: str) -> Drawing:
     """One line a policy, from above: its value and interval beside a dashed line at 0."""
-    left = min(120.0, 14 + LETTER * max(len(_short(p.name, 18)) for p in points))
+    left = min(136.0, 14 + LETTER * max(len(_short(p.name, 21)) for p in points))
     height = 62 + 17 * len(points)
     figure, axis = _panel(title, height=height, left=left)
     axis.axvline(0, color=QUIET, linewidth=0.8, dashes=(4, 3))
     for row, p in enumerate(points):
         _mark(axis, Point(p.name, p.x, row, p.look, x_ends=p.x_ends), 1.4)
-    axis.set_yticks(range(len(points)), [_short(p.name, 18) for p in points])
+    axis.set_yticks(range(len(points)), [_short(p.name, 21) for p in points])
     axis.tick_params(axis="y", length=0, labelcolor=INK)
     axis.set_ylim(len(points) - 0.4, -0.6)
     axis.grid(axis="x")
@@ -93,23 +95,31 @@ def scatter(
     *,
     lower_is_better: bool = False,
     curve: Curve | None = None,
+    paths: Sequence[Sequence[str]] = (),
 ) -> Drawing:
     """Policies in the plane with the staircase of those on the front, each with its name; above is better, and so is the
-    right, or with `lower_is_better` the left."""
+    right, or with `lower_is_better` the left. `paths` are names of policies to join by a thin line, in order."""
     figure, axis = _panel(title)
     xs = [v for p in points for v in (p.x, *(p.x_ends or ()))] + list(curve.x if curve else ())
     ys = [v for p in points for v in (p.y, *(p.y_ends or ()))] + list(curve.y if curve else ())
+    ys += [y for end in (curve.band if curve and curve.band else ()) for y in end]
     run(axis.xaxis, axis.set_xscale, axis.set_xlim, scales[0], xs)
     run(axis.yaxis, axis.set_yscale, axis.set_ylim, scales[1], ys)
     best = sorted((p.x, p.y) for p in points if p.on_front)
     steps = "steps-post" if lower_is_better else "steps-pre"
     axis.plot(*zip(*best, strict=True), color=QUIET, linewidth=1, drawstyle=steps, dashes=(1, 1.5)) if best else None
+    spots = {p.name: (p.x, p.y) for p in points}
+    for path in paths:
+        some = [spots[name] for name in path if name in spots]
+        axis.plot(*zip(*some, strict=True), color=QUIET, linewidth=0.7, alpha=0.7) if len(some) > 1 else None
     for p in sorted(points, key=lambda p: p.on_front):
         _mark(axis, p, 1.2, 0.45)
-    chosen = sorted(points, key=lambda p: not p.on_front)
+    chosen = [p for p in points if p.on_front] + [p for p in points if not p.on_front and len(points) <= CROWD]
     named = [(p.x, p.y, p.name, p.on_front) for p in chosen]
     if curve:
         axis.plot(curve.x, curve.y, color=QUIET, linewidth=1)
+        if curve.band:
+            axis.fill_between(curve.x, *curve.band, color=QUIET, alpha=0.15, linewidth=0)
         named.append((curve.x[-1], curve.y[-1], curve.name, False))
     _name(figure, axis, named, [_bar(axis, p, ends) for p in points for ends in ("x", "y")])
     return Drawing.of(figure, title, about)
@@ -117,7 +127,9 @@ def scatter(
 
 def curves(series: Sequence[Curve], title: str, scale: Scale, about: str) -> Drawing:
     """Curves, each with its name at its end where there are several."""
-    room = min(120.0, 14 + LETTER * max(len(_short(c.name)) for c in series)) if len(series) > 1 else 8.0
+    by_end = sorted(series, key=lambda c: c.y[-1])
+    named = series if len(series) <= CROWD else [by_end[0], by_end[-1]]
+    room = min(120.0, 14 + LETTER * max(len(_short(c.name)) for c in named)) if len(series) > 1 else 8.0
     lines = 50 if any("\n" in name for name in scale.names.values()) else 38
     figure, axis = _panel(title, bottom=lines, right=room)
     ys = [v for c in series for v in (*c.y, *(v for side in c.band or () for v in side))]
@@ -126,7 +138,7 @@ def curves(series: Sequence[Curve], title: str, scale: Scale, about: str) -> Dra
     for one in series:
         _draw(axis, one)
     if len(series) > 1:
-        _name(figure, axis, [(c.x[-1], c.y[-1], c.name, False) for c in series])
+        _name(figure, axis, [(c.x[-1], c.y[-1], c.name, False) for c in named])
     return Drawing.of(figure, title, about)
 
 
@@ -182,7 +194,7 @@ def _panel(
     )
     axis.patch.set_visible(False)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.text(4 / WIDTH, 1 - 13 / height, _short(title, 50), fontsize=10.5, fontweight="bold")
+    figure.text(4 / WIDTH, 1 - 13 / height, _short(title, 46), fontsize=10.5, fontweight="bold")
     return figure, axis
 
 
@@ -246,4 +258,6 @@ def _name(
 
 
 def _short(name: str, most: int = LONGEST) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """Its beginning and its end, by which members of a sweep differ."""
+    tail = most // 3
+    return name if len(name) <= most else f"{name[: most - 1 - tail]}…{name[-tail:]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -12,6 +12,7 @@ from markupsafe import Markup
 from flows.axes import Scale
 from flows.beside import Beside
 from flows.figures import Curve, Point, curves, glyph, scatter
+from flows.optimisation import families
 from flows.page import bullets, joined, paragraph, section, table
 from flows.report_table import Rows, by_place, positions
 from flows.reward_roles import order, part
@@ -19,6 +20,8 @@ from flows.theme import Look
 from flows.wording import ESTIMATORS, spread
 from registry.methods.best_of_n import kl_bound
 from registry.methods.fronts import front, hypervolume, reference_point
+from specs.soup import Soup
+from specs.stage import Stage
 from tasks.evaluation_table import Evaluation
 
 FILLS = {"rao_blackwell": "full", "best_of_n": "left", "point_mass": "none", "bound": "bottom"}
@@ -30,20 +33,34 @@ BANDS = 4
 """So many bands can be told apart."""
 
 
-def fronts(name: str, evaluation: Evaluation, looks: Mapping[str, Look], beside: Beside) -> Markup:
+def fronts(
+    name: str, evaluation: Evaluation, stages: Mapping[str, Stage], looks: Mapping[str, Look], beside: Beside
+) -> Markup:
     """All of them, with one legend above."""
+    paths = _paths(stages, evaluation.policies)
     legend = Markup("<ul class=legend>{}</ul>").format(
         joined([Markup("<li>{}{}</li>").format(glyph(looks[p]), p) for p in evaluation.policies])
     )
     parts = [
         legend,
-        _against_kl(name, evaluation, looks, beside),
-        _against_compute(name, evaluation, looks, beside),
-        *_against_each_other(name, evaluation, looks, beside),
+        _against_kl(name, evaluation, paths, looks, beside),
+        _against_compute(name, evaluation, paths, looks, beside),
+        *_against_each_other(name, evaluation, paths, looks, beside),
         _best_of(name, evaluation, looks, beside),
         _mode_connectivity(evaluation),
     ]
     return section("Fronts", *parts, level=3)
+
+
+def _paths(stages: Mapping[str, Stage], policies: Sequence[str]) -> list[list[str]]:
+    """Policies that differ in one number, in its order, and the mixtures of two experts from one to the other."""
+    found = [list(family.members.values()) for family in families(stages, policies)]
+    mixed: dict[str, list[str]] = {}
+    for policy in policies:
+        entry = stages.get(policy)
+        if isinstance(entry, Soup) and len(entry.experts) == 2:
+            mixed.setdefault(policy.partition("[")[0], []).append(policy)
+    return [*found, *mixed.values()]
 
 
 def _ends(row: Mapping[str, Any], what: str) -> tuple[float, float]:
@@ -59,7 +76,9 @@ def on_front(costs: Mapping[str, float], rewards: Mapping[str, float]) -> set[st
     return {name for name, is_best in zip(names, best, strict=True) if is_best}
 
 
-def _against_kl(name: str, evaluation: Evaluation, looks: Mapping[str, Look], beside: Beside) -> Markup:
+def _against_kl(
+    name: str, evaluation: Evaluation, paths: list[list[str]], looks: Mapping[str, Look], beside: Beside
+) -> Markup:
     rows, panels, shown = by_place(evaluation), {}, []
     known = {p: found for p in evaluation.policies if (found := evaluation.kl(p)) is not None}
     if not known:
@@ -81,7 +100,7 @@ def _against_kl(name: str, evaluation: Evaluation, looks: Mapping[str, Look], be
         scales = Scale(f"KL from the model of {evaluation.reference}, nats (asinh scale)", "asinh"), Scale("")
         title = f"{reward} ({part(evaluation, place)})"
         about = f"Mean reward against divergence. On the front: {_names(best, evaluation)}."
-        panels[reward] = scatter(points, title, scales, about, lower_is_better=True, curve=curve)
+        panels[reward] = scatter(points, title, scales, about, lower_is_better=True, curve=curve, paths=paths)
     return Markup("<h4>Reward against divergence</h4>{}").format(
         beside.figures(name, "kl", panels, _kl_caption(evaluation, known, rows), shown)
     )
@@ -93,13 +112,14 @@ def _kl_caption(evaluation: Evaluation, known: Mapping[str, tuple[str, Any]], ro
     missing = [p for p in evaluation.policies if p not in known]
     text = (
         "Mean reward above, divergence to the right. The dotted stairs join what no other policy beats (bold names): as near to the "
-        f"reference and as high. How the divergence is known shows in the marker ({marks})."
+        "reference and as high. Thin lines join policies that differ in one number. How the divergence is known shows in the "
+        f"marker ({marks})."
     )
-    if _of_reference(evaluation, evaluation.rewards[0], {}, drawn=False):
-        chooser = evaluation.rewards[0]
+    if _of_reference(evaluation, evaluation.chooser, {}, drawn=False):
+        chooser = evaluation.chooser
         text += (
             f" The line is the best of n draws of {evaluation.reference} by {chooser}, at log n - (n - 1) / n, the most that choosing "
-            "can move it: what lies below the line has less reward than choosing reaches at as much divergence."
+            "can move it, with its intervals: what lies below them has less reward than choosing reaches at as much divergence."
         )
     if missing:
         text += f" Not drawn, for their divergence is not known: {', '.join(missing)}."
@@ -116,10 +136,15 @@ def _of_reference(
     if own is None or own[0] != "rao_blackwell" or abs(own[1]["estimate"]) > ROUNDING or len(points) < 2:
         return None
     look = looks[reference] if drawn else Look("", "")
-    return Curve(f"best of n of {reference}", [r["kl_bound"] for r in points], [r["reward"] for r in points], look)
+    band = [r["reward_low"] for r in points], [r["reward_high"] for r in points]
+    return Curve(
+        f"best of n of {reference}", [r["kl_bound"] for r in points], [r["reward"] for r in points], look, band
+    )
 
 
-def _against_compute(name: str, evaluation: Evaluation, looks: Mapping[str, Look], beside: Beside) -> Markup:
+def _against_compute(
+    name: str, evaluation: Evaluation, paths: list[list[str]], looks: Mapping[str, Look], beside: Beside
+) -> Markup:
     rows, panels, shown = by_place(evaluation), {}, []
     costs = {row["policy"]: positions(row) for row in evaluation.policy_rows()}
     if min(costs.values()) <= 0:
@@ -146,7 +171,7 @@ def _against_compute(name: str, evaluation: Evaluation, looks: Mapping[str, Look
         scales = Scale("forward positions of an answer (logarithmic scale)", "log"), Scale("")
         about = f"Mean reward against compute. On the front: {_names(best, evaluation)}."
         title = f"{reward} ({part(evaluation, place)})"
-        panels[reward] = scatter(points, title, scales, about, lower_is_better=True)
+        panels[reward] = scatter(points, title, scales, about, lower_is_better=True, paths=paths)
     caption = (
         "Mean reward above, forward positions of an answer to the right (what the policy's model and its guides read and wrote, "
         "over all draws). The dotted stairs join what no other policy beats."
@@ -155,7 +180,7 @@ def _against_compute(name: str, evaluation: Evaluation, looks: Mapping[str, Look
 
 
 def _against_each_other(
-    name: str, evaluation: Evaluation, looks: Mapping[str, Look], beside: Beside
+    name: str, evaluation: Evaluation, paths: list[list[str]], looks: Mapping[str, Look], beside: Beside
 ) -> Iterator[Markup]:
     if len(evaluation.rewards) < 2 or len(evaluation.policies) < 2:
         return
@@ -173,7 +198,7 @@ def _against_each_other(
             {"policy": p.name, "x": x, "y": y, "x_reward": p.x, "y_reward": p.y, "on_front": p.on_front} for p in points
         ]
         about = f"{y} upwards against {x} to the right. On the front: {_names(best, evaluation)}."
-        panels[f"{x}.{y}"] = scatter(points, f"{y} against {x}", (Scale(x), Scale("")), about)
+        panels[f"{x}.{y}"] = scatter(points, f"{y} against {x}", (Scale(x), Scale("")), about, paths=paths)
         volumes.append(_volume((x, y), values))
     for three in combinations(order(evaluation), 3):
         triple = tuple(evaluation.rewards[place] for place in three)
@@ -211,7 +236,7 @@ def _best_of(name: str, evaluation: Evaluation, looks: Mapping[str, Look], besid
     if most < 2:
         return Markup("")
     policies, panels = list(dict.fromkeys(row["policy"] for row in rows)), {}
-    powers = [2**e for e in range(most.bit_length())]
+    powers = [2**e for e in range(0, most.bit_length(), 1 if most < 64 else 2)]  # their names have to stand apart
     names = {float(n): f"{n}\n{kl_bound(n):.2f}" for n in powers}
     for place in order(evaluation):
         reward = evaluation.rewards[place]
@@ -224,12 +249,16 @@ def _best_of(name: str, evaluation: Evaluation, looks: Mapping[str, Look], besid
             series.append(Curve(p, [r["n"] for r in some], [r["reward"] for r in some], looks[p], band))
         scale = Scale("n draws; beneath, log n - (n - 1) / n", "log", powers, names)
         ends = "; ".join(f"{c.name} from {c.y[0]:.3f} to {c.y[-1]:.3f} at {c.x[-1]:g}" for c in series)
+        chooses = ", chooses" if reward == evaluation.chooser else ""
         panels[reward] = curves(
-            series, f"{reward} ({part(evaluation, place)})", scale, f"Mean reward of the best of n draws: {ends}."
+            series,
+            f"{reward} ({part(evaluation, place)}{chooses})",
+            scale,
+            f"Mean reward of the best of n draws: {ends}.",
         )
     caption = (
         "The mean over all ways to choose so many of the draws of a prompt, unbiased for fresh ones. The reward of a policy's own "
-        f"rule chooses, or {evaluation.rewards[0]} where it has none. Beneath each n stands log n - (n - 1) / n, the most that "
+        f"rule chooses, or {evaluation.chooser} where it has none. Beneath each n stands log n - (n - 1) / n, the most that "
         "choosing moves a policy from what it draws from."
         + (" Bands are intervals over prompts." if len(policies) <= BANDS else "")
     )

@@ -23,7 +23,7 @@ from tasks.evaluation_table import Evaluation
 
 FEWEST = 3
 """Members that make a curve."""
-DASHES = {"guides": "-", "behind the guide": "-.", "held out": "--"}
+DASHES = {"guides": "-", "behind the guide": "-.", "same labels": ":", "held out": "--"}
 
 
 class Family(NamedTuple):
@@ -108,7 +108,7 @@ def over_optimisation(
         return Markup("")
     caption = (
         f"Difference to {evaluation.reference} in standard deviations of its rewards, against the number that differs. Solid lines, "
-        "full markers: rewards that guide. Dashed lines, empty markers: rewards held out, or behind the guide. Where the solid line "
-        "goes on rising and a dashed one turns, the guide is over-optimised."
+        "full markers: rewards that guide. Dashed lines, empty markers: rewards held out, or behind the guide; dotted ones learnt from "
+        "the same labels. Where the solid line goes on rising and a dashed one turns, the guide is over-optimised."
     )
     return Markup("<h4>Over-optimisation</h4>{}").format(beside.figures(name, "optimisation", panels, caption, shown))

@@ -3,20 +3,69 @@
 from __future__ import annotations
 
 import os
+import re
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not re.fullmatch(r"0*[1-9][0-9]*", text):
+        raise ArgumentTypeError(f"takes a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _duration(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]*[smhd]", text):
+        raise ArgumentTypeError(f"takes a time such as 90s, 30m, 6h or 1d, not {text!r}")
+    return text
 
 
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "spec": (("spec",), {"metavar": "SPEC", "type": Path, "help": "a study file"}),
+    "spec_or_none": (("spec",), {"metavar": "SPEC", "nargs": "?", "type": Path, "help": "a study file"}),
+    "cron": (("--cron",), {"metavar": "TEXT", "help": 'run it so: "0 2 * * *" is every night at two'}),
+    "interval": (("--interval",), {"metavar": "TIME", "help": "run it so often: 6h"}),
+    "rrule": (("--rrule",), {"metavar": "RULE", "help": "run it by a recurrence rule: FREQ=WEEKLY;BYDAY=MO"}),
+    "timezone": (("--timezone",), {"metavar": "ZONE", "help": "that of the times (default: the study's, else UTC)"}),
+    "active": (("--active",), {"action": "store_true", "help": "switch the schedule on"}),
+    "list": (("--list",), {"action": "store_true", "help": "list what is deployed, and do nothing else"}),
+    "remove": (("--remove",), {"metavar": "NAME", "help": "take the deployment of this study away"}),
     "specs": (("specs",), {"metavar": "SPEC", "type": Path, "nargs": "+", "help": "study files"}),
+    "run": (
+        ("run",),
+        {"metavar": "RUN", "help": "a run's id in MLflow or how it begins, or a study's name or file for its last run"},
+    ),
+    "target": (("target",), {"metavar": "TARGET", "type": Path, "help": "a folder, or a file that ends in .zip"}),
+    "weights": (("--weights",), {"action": "store_true", "help": "put the weights in too, not their digests alone"}),
+    "own_home": (
+        ("--home",),
+        {
+            "metavar": "FOLDER",
+            "type": Path,
+            "help": "an empty folder to build in (default: one that goes if all agrees)",
+        },
+    ),
+    "served": (
+        ("spec",),
+        {"metavar": "SPEC", "type": Path, "help": "a study file, or a promoted policy: models:/NAME@ALIAS"},
+    ),
+    "policy_stage": (("stage",), {"metavar": "STAGE", "help": "a model or decoding rule that it built"}),
+    "alias": (
+        ("--alias",),
+        {"metavar": "ALIAS", "required": True, "help": "what is to mean it from now on, such as champion"},
+    ),
+    "name": (("--name",), {"metavar": "NAME", "help": "the registered model (default: the study's name)"}),
+    "expect": (
+        ("--expect",),
+        {"metavar": "BAR", "action": "append", "default": [], "help": "a further bar, such as 'win_rate.gold >= 0.55'"},
+    ),
+    "ungated": (("--ungated",), {"action": "store_true", "help": "promote it though no bar is set for it"}),
+    "approve": (("--approve",), {"action": "store_true", "help": "have a person decide in the Prefect UI"}),
+    "wait": (
+        ("--wait",),
+        {"metavar": "TIME", "type": _duration, "default": "1d", "help": "for the person, at most (default: 1d)"},
+    ),
     "stage": (("stage",), {"metavar": "STAGE", "nargs": "?", "help": "one stage of it"}),
     "recipe": (
         ("recipe",),
@@ -52,8 +101,8 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--policy",),
         {
             "metavar": "NAME",
-            "required": True,
             "action": "append",
+            "default": [],
             "dest": "policies",
             "help": "a model or decoding rule of the study; give it again for more",
         },

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,8 +97,16 @@ def _groups(heads: Sequence[Column]) -> Markup:
 def _cell(content: Any, names_row: bool) -> Markup:
     cell = content if isinstance(content, Cell) else Cell(content)
     key = Markup(" data-key='{}'").format(cell.key) if cell.key is not None else ""
-    text = "<th scope=row{}>{}</th>" if names_row else "<td{}>{}</td>"
-    return Markup(text).format(key, cell.shown)
+    if names_row:
+        return Markup("<th scope=row{}>{}</th>").format(key, _name(cell.shown))
+    return Markup("<td{}>{}</td>").format(key, cell.shown)
+
+
+def _name(shown: Any) -> Any:
+    """The name of a stage, broken between its words where it has to be."""
+    if isinstance(shown, Markup) or not isinstance(shown, str):
+        return shown
+    return Markup(re.sub(r"(?<=[_,=])(?=.)|(?<=.)(?=\[)", "<wbr>", str(escape(shown))))
 
 
 def switch(name: str, choices: Sequence[tuple[str, Markup]]) -> Markup:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.expectations import expectations
 from registry.home import study_folder
 from specs.evaluation import Evaluate
 from tasks.view import View
 
 REPORT = "report.html"
-FORM = 8
+FORM = 11
 """Raised by hand when a report is to be drawn otherwise from the same artifacts."""
 
 
@@ -30,12 +31,12 @@ class Report:
     """By stage, the figures that were drawn now; none where the report was left as it is."""
 
 
-def write_report(view: View) -> Report | None:
-    """Writes `report.html`, the SVG and the CSV files into the study's folder; None where no stage is stored."""
+def write_report(view: View, into: Path | None = None) -> Report | None:
+    """Writes `report.html`, the SVG and the CSV files into a folder, by itself the study's; None where no stage is stored."""
     records = {n: s.record for n in view.planned if (s := view.stored(n))}
     if not records:
         return None
-    folder = study_folder(view.home, view.study.name)
+    folder = into or study_folder(view.home, view.study.name)
     path = folder / REPORT
     mark = f"<!-- {_state(view, records)} -->"
     if path.exists() and path.read_text(encoding="utf-8").startswith(mark):
@@ -52,7 +53,8 @@ def _state(view: View, records: dict[str, Any]) -> str:
     """Changes with everything that the page shows."""
     built = {n: [r["fingerprint"], r["provenance"]["finished"]] for n, r in records.items()}
     names = {name: step.fingerprint for name, step in sorted(view.nodes.items())}
-    state = {"form": FORM, "study": view.study.name, "built": built, "names": names}
+    bars = [str(expected) for expected in expectations(view)]  # no identity
+    state = {"form": FORM, "study": view.study.name, "built": built, "names": names, "expected": bars}
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 

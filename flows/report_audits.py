@@ -13,7 +13,8 @@ from tasks.verdict_table import COLUMNS, verdict_cells
 
 def audits(name: str, evaluation: Evaluation, beside: Beside) -> Markup:
     """Each audit is a number with its interval, and no verdict."""
-    parts = []
+    met = evaluation.met()
+    parts = [paragraph(f"{met[0].upper()}{met[1:]}.")] if met else []
     if rows := list(evaluation.apart()):
         parts += [
             paragraph(

@@ -12,7 +12,7 @@ from flows.optimisation import over_optimisation
 from flows.page import section
 from flows.report_audits import audits, judged, seeds
 from flows.report_generations import side_by_side
-from flows.report_question import question, verdicts
+from flows.report_question import expected, question, verdicts
 from flows.report_spending import equal_spending
 from flows.report_table import differences, every_number, main_table
 from flows.report_traces import traces
@@ -40,6 +40,7 @@ def _found(view: View, name: str, evaluation: Evaluation, beside: Beside) -> Mar
     answers = list(generations(artifact, evaluation.policies, evaluation.rewards))
     spending = equal_spending(name, evaluation, seen, beside)
     parts = [
+        expected(view, name),
         verdicts(evaluation),
         differences(name, evaluation, seen, beside),
         section(
@@ -51,7 +52,7 @@ def _found(view: View, name: str, evaluation: Evaluation, beside: Beside) -> Mar
         judged(name, evaluation, beside),
         seeds(name, evaluation, beside),
         section("At equal spending", spending, level=3) if spending else "",
-        fronts(name, evaluation, seen, beside),
+        fronts(name, evaluation, view.study.stages, seen, beside),
         over_optimisation(name, evaluation, view.study.stages, answers, beside),
         audits(name, evaluation, beside),
         side_by_side(evaluation, answers, seen),

@@ -10,9 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from flows.page import bullets, folded, joined, paragraph, section, table, words
-from flows.wording import duration
+from flows.wording import duration, measured
 from specs.data import Data
-from specs.models import Model
 from specs.problems import without_password
 from tasks.inputs import DROPPED
 from tasks.view import View
@@ -30,7 +29,7 @@ def lineage(view: View, records: Records) -> Markup:
         table(("data", "source", "rows", "read by", "dropped"), list(_data_rows(view)), "data")
         if _named(view, "data")
         else "",
-        table(("model", "source", "pinned by"), list(_model_rows(view)), "models") if _named(view, "models") else "",
+        table(("model", "source", "pinned by"), list(_model_rows(view)), "models") if view.study.models else "",
         paragraph(total),
         table(columns, stages, "stages"),
         folded("The same as a tree: each stage above what it was made of", _tree(view)),
@@ -47,7 +46,7 @@ def _stage_row(view: View, name: str, record: Mapping[str, Any] | None) -> list[
     made_of = words(", ".join(dict.fromkeys(child for _, child in step.inputs)))
     if record is None:
         return [name, step.kind, made_of, step.fingerprint[:16], "not built", "", ""]
-    found = words(", ".join(f"{k} {v:.4g}" for k, v in record["metrics"].items() if not k.startswith("test/")))
+    found = words(measured({k: v for k, v in record["metrics"].items() if not k.startswith("test/")}))
     provenance = record["provenance"]
     took, finished = duration(provenance["seconds"]), provenance["finished"][:16].replace("T", " ")
     return [name, record["kind"], made_of, record["fingerprint"][:16], took, found, finished]
@@ -79,9 +78,7 @@ def _data_rows(view: View) -> Iterator[list[Any]]:
 
 
 def _model_rows(view: View) -> Iterator[list[Any]]:
-    for name in _named(view, "models"):
-        entry = view.nodes[name].node.entry
-        assert isinstance(entry, Model)
+    for name, entry in view.study.models.items():
         facts = {"revision": entry.revision} if entry.revision else {}
         pinned = ", ".join(f"{k} {str(v)[:16]}" for k, v in (facts | dict(view.facts[name].identity)).items())
         yield [name, words(without_password(entry.source)), words(pinned)]
@@ -115,18 +112,24 @@ def environment(view: View, records: Records) -> Markup:
         "Seed": str(view.study.seed),
         "Code": "; ".join(_distinct(_commit(origin) for origin in origins)),
         "Device": "; ".join(_distinct(f"{o['device']}, {o['threads']} threads" for o in origins)),
+        "Processor": "; ".join(_distinct(_processor(o) for o in origins)),
         "System": "; ".join(_distinct(f"{o['platform']} ({o['host']})" for o in origins)),
         "Packages": packages,
     }
     items = joined([Markup("<dt>{}</dt><dd>{}</dd>").format(key, text) for key, text in told.items()])
     return joined([
         section("Environment", Markup("<dl>{}</dl>").format(items), anchor="environment"),
-        section("How to run it again", *_replay(newest), anchor="replay"),
+        section("How to run it again", *_replay(view.study.name, newest), anchor="replay"),
     ])  # fmt: skip
 
 
 def _distinct(texts: Iterator[str]) -> Sequence[str]:
     return list(dict.fromkeys(texts))
+
+
+def _processor(origin: Mapping[str, Any]) -> str:
+    machine = origin.get("machine") or {}
+    return ", ".join([*machine.get("gpus", ()), machine.get("processor", "not recorded")])
 
 
 def _commit(origin: Mapping[str, Any]) -> str:
@@ -136,25 +139,33 @@ def _commit(origin: Mapping[str, Any]) -> str:
     return f"{code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
 
 
-def _replay(newest: Mapping[str, Any]) -> Iterator[Markup]:
-    """The commands. What is stored is not built again, so a true replay has a home folder of its own."""
+def _replay(study: str, newest: Mapping[str, Any]) -> Iterator[Markup]:
+    """The commands: beside the records, and elsewhere from the study's file."""
     asked = newest.get("command") or []
     arguments = asked[asked.index("run") + 1 :] if "run" in asked else ["STUDY.yaml"]
-    study = shlex.join(map(without_password, arguments))
+    file = shlex.join(map(without_password, arguments))
     commit = newest["code"].get("commit")
     code = [f"git checkout {commit}"] if commit else []
     pinned = [
-        f"{name}=={newest['packages'][name]}"
+        f"{name}=={newest['packages'][name].partition('+')[0]}"  # a local version (`+cpu`) is on no index
         for name in ("torch", "transformers", "trl", "peft")
         if name in newest["packages"]
     ]
-    lines = [*code, f"pip install {' '.join(pinned)}"] if pinned else code
-    lines += [f"alignflow plan {study}", f"ALIGNFLOW_HOME=again alignflow run {study}"]
-    yield Markup("<pre tabindex=0>{}</pre>").format("\n".join(lines))
+    before = [*code, f"pip install {' '.join(pinned)}"] if pinned else code
+    yield _commands(*before, f"alignflow replay {study}")
     yield paragraph(
-        "The plan shows the fingerprints of the table above where study, data and models are the same. A run in a home folder of its "
-        "own builds everything anew; on a processor of the same kind, with the same versions and threads, its numbers are the same to "
-        "the bit."
+        "Where the records are, a replay builds everything anew in a home folder of its own, tells first what surrounds it otherwise "
+        "(packages, processor, threads), and then which files are the same to the bit and of which numbers the intervals overlap. "
+        "Elsewhere, with the data and models where the study names them:"
+    )
+    yield _commands(*before, f"alignflow plan {file}", f"alignflow run {file}")
+    yield paragraph(
+        "The plan shows the fingerprints of the table above where study, data and models are the same. On a processor of the same "
+        "kind, with the same versions and threads, the numbers are the same to the bit."
     )
     if newest["code"].get("dirty"):
         yield paragraph("The code had changes that no commit holds, so the commit alone may not give these results.")
+
+
+def _commands(*lines: str) -> Markup:
+    return Markup("<pre tabindex=0>{}</pre>").format("\n".join(lines))

@@ -36,10 +36,13 @@ def at_equal_spending(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         "tokens": np.array([row["tokens_per_answer"] for row in about]),
         "positions": np.array([positions(row) for row in about]),
     }
+    once = np.array([row["fixed_positions_per_answer"] for row in about])
     for measure, cost in costs.items():
-        if cost.min() <= 0:
+        fixed = once if measure == "positions" else np.zeros_like(cost)
+        if (cost - fixed).min() <= 0:
             continue
-        for policy, own, draws in zip(evaluation.policies, cost, affordable_draws(cost, each).tolist(), strict=True):
+        paid = affordable_draws(cost, each, fixed).tolist()
+        for policy, own, draws in zip(evaluation.policies, cost, paid, strict=True):
             read = min(draws, drawn[policy]) if drawn[policy] else 1
             for reward in evaluation.rewards:
                 found = curves[policy, reward][read] if drawn[policy] else rows[policy, reward]
@@ -60,7 +63,7 @@ def equal_spending(name: str, evaluation: Evaluation, looks: Mapping[str, Look],
             choices.append((label, _table(evaluation, measure, some, looks)))
     note = (
         "What each policy is worth where it may draw as often as one answer of the dearest pays for, and keeps the best by its "
-        f"own reward, or by {evaluation.rewards[0]} where it has none (calls of that reward are not counted as compute). Where "
+        f"own reward, or by {evaluation.chooser} where it has none (calls of that reward are not counted as compute). Where "
         "fewer were drawn than could be paid for, the value is read at all that were; under the reward "
         "that chooses, more draws can only raise it."
     )
@@ -81,7 +84,8 @@ def _table(evaluation: Evaluation, measure: str, rows: list[dict[str, Any]], loo
             _read_at(one),
             *(spread(found[policy, reward], "reward") for reward in judges),
         ])  # fmt: skip
-    heads = ["policy", f"{measure} of an answer", "draws paid for", "read at", *judges]
+    named = [f"{judge}, which chooses" if judge == evaluation.chooser else judge for judge in judges]
+    heads = ["policy", f"{measure} of an answer", "draws paid for", "read at", *named]
     said = f"The dearest answer is that of {dearest['policy']}: {count(dearest['cost_of_an_answer'])} {measure}."
     return Markup("{}{}").format(paragraph(said, "quiet"), table(heads, body, f"at {MEASURES[measure]}"))
 

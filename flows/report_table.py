@@ -157,7 +157,8 @@ def every_number(evaluation: Evaluation) -> Markup:
         [
             row["policy"], row["judged_by"], row["reward_had_part"], spread(row, "difference"), spread(row, "strict_win_rate"),
             *(spread(row, what) if what in row else "" for what in measured),
-            *((p_value(row["p"]), p_value(row["p_holm"]), f"{row['detectable']:.3f}") if "p_holm" in row else ("", "", "")),
+            *(p_value(row[what]) if what in row else "" for what in ("p", "p_holm")),
+            f"{row['detectable']:.3f}" if "detectable" in row else "",
         ]
         for row in evaluation.rows()
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.evaluation_table import Evaluation
 from tasks.lineage import Role
 
-INVOLVED: tuple[Role, ...] = ("held out", "behind the guide", "guides")
+INVOLVED: tuple[Role, ...] = ("held out", "behind the guide", "same labels", "guides")
 """From a judge outside to the one that was aimed at."""
 
 
@@ -30,7 +30,9 @@ def part(evaluation: Evaluation, place: int) -> str:
     }
     total = len(evaluation.policies)
     words = []
-    links: dict[Role, str] = {"guides": "guides ", "behind the guide": "behind the guide of "}
+    links: dict[Role, str] = {
+        "guides": "guides ", "behind the guide": "behind the guide of ", "same labels": "learnt from the same labels as ",
+    }  # fmt: skip
     for kind, link in links.items():
         if names := found[kind]:
             words.append(link + (", ".join(names) if len(names) < 3 else f"{len(names)} of {total}"))

@@ -10,17 +10,18 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from flows import server, silence
+from flows import ready, server, silence
 from flows.display import Display, own_lines_only
-from registry import judges
+from flows.planning import Outlook
 from registry.home import make_home
 from specs.load import Loaded
 from specs.problems import SpecError, UnfitError
-from tasks import child, gpus
+from tasks import child
 from tasks.observer import observer
 from tasks.places import tracking_place
 from tasks.view import View
@@ -28,8 +29,15 @@ from tasks.view import View
 DONE, FAILED, INVALID, MISSED, UNFIT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
-def run(loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet: bool) -> int:
-    """Runs the study and returns the exit status. Raises `SpecError` and `UnfitError`."""
+Conclusion = Callable[[Display, View, dict[str, Any]], None]
+"""What is printed at a run's end; the display is closed by then, and its console open."""
+
+
+def run(
+    loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet: bool, conclude: Conclusion | None = None
+) -> int:
+    """Runs the study and returns the exit status. A run that is a part of something else has a conclusion of its own; it gets
+    none where a stage failed. Raises `SpecError` and `UnfitError`."""
     began = time.monotonic()
     silence.apply(offline=offline)
     study, folder = loaded.study, loaded.path.resolve().parent
@@ -39,15 +47,12 @@ def run(loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet
     problems = [loaded.problem(path, text) for path, text in view.problems()]
     if problems:
         raise SpecError(problems)
+    outlook = Outlook(view)
+    outlook.require()
     log = home / "logs" / study.name / "run.log"
     with ExitStack() as stack:
         out, err = stack.enter_context(own_lines_only(log))
-        gpus.require(study.execution.gpus)
-        uri, _ = tracking_place(study, home)
-        if problem := server.mlflow_problem(uri):
-            raise UnfitError(problem)
-        for name in view.judges(view.to_build()):
-            judges.try_out(name, study.judges[name])
+        ready.require(view)
         configured = server.configured_url(Path.cwd()) or server.of_up(home).get("prefect")
         if configured:
             server.require(configured)
@@ -58,13 +63,17 @@ def run(loaded: Loaded, *, offline: bool, force: list[str], as_json: bool, quiet
         display = Display(err if as_json else out, view.to_fetch() + list(view.planned), quiet=quiet)
         stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, _stop(display)))
         display.say(f"{study.name}: {_stages(len(view.planned))}, {len(view.to_build())} to run; log: {_near(log)}")
+        for line in outlook.unfit():
+            display.say(f"warning: does not fit this machine: {line}")
         with display.showing():
-            outcome = _run_flow(loaded, display, offline, sorted(forced), None if configured else log)
+            outcome = _run_flow(loaded, view, display, offline, sorted(forced), None if configured else log)
         display.final()
         outcome["seconds"] = round(time.monotonic() - began, 3)
-        if as_json:
+        if conclude and not outcome["failed"]:
+            conclude(display, view, outcome)
+        elif as_json:
             print(json.dumps(outcome), file=out)
-        elif not quiet or outcome.get("failed"):
+        elif not quiet or outcome.get("failed") or outcome.get("missed"):
             _summary(display, view, outcome)
     return INTERRUPTED if display.interrupted else _status(outcome)
 
@@ -81,10 +90,11 @@ def _stop(display: Display) -> Any:
 
 
 def _run_flow(
-    loaded: Loaded, display: Display, offline: bool, force: list[str], server_log: Path | None
+    loaded: Loaded, view: View, display: Display, offline: bool, force: list[str], server_log: Path | None
 ) -> dict[str, Any]:
     from flows.align import align  # imports Prefect and MLflow, about three seconds
 
+    server.lead_to_pages(view.home, tracking_place(loaded.study, view.home)[0])
     if server_log:
         server.wait_for(os.environ["PREFECT_API_URL"], server_log)
     observer.set(display.observe)
@@ -120,7 +130,7 @@ def _summary(display: Display, view: View, outcome: dict[str, Any]) -> None:
         console.print(f"report: {_near(Path(outcome['report']))}", soft_wrap=True)
     uri = outcome.get("mlflow", {}).get("uri", "")
     if uri == f"sqlite:///{view.home / 'mlflow.db'}" and (up := server.of_up(view.home)):
-        console.print(f"runs:   {up['mlflow']} and {up['prefect'].removesuffix('/api')}", soft_wrap=True)
+        console.print(f"runs:   {up['mlflow']} and {server.page(up['prefect'])}", soft_wrap=True)
     elif uri.startswith("sqlite"):
         console.print(f"runs:   mlflow ui --backend-store-uri {uri}", soft_wrap=True)
     if display.interrupted:

@@ -7,6 +7,7 @@ its own (so that Ctrl-C in the terminal leaves it time to hear how the run ended
 from __future__ import annotations
 
 import atexit
+import base64
 import ctypes
 import json
 import os
@@ -24,8 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from specs.problems import UnfitError, without_password, without_user
-from tasks.places import DATABASES
+from specs.problems import UnfitError, without_password
 
 NOTE = "up.json"
 """Where `alignflow up` writes down its addresses, in the home folder."""
@@ -77,41 +77,65 @@ def of_up(home: Path) -> dict[str, str]:
     return note if _answers(note["prefect"], 5) else {}  # else it was killed before it could take the note away
 
 
+def lead_to_pages(home: Path, tracking: str) -> None:
+    """Has links to runs in the home's own database lead to the MLflow server of `alignflow up`, if it is up."""
+    if tracking == f"sqlite:///{home / 'mlflow.db'}" and (up := of_up(home)):
+        os.environ.setdefault("ALIGNFLOW_MLFLOW_PAGES", up["mlflow"])
+
+
+def page(url: str) -> str:
+    """The address of the Prefect server's pages, of its API's."""
+    return url.rstrip("/").removesuffix("/api")
+
+
+def lasting(home: Path) -> str:
+    """The API of a server that outlives this command. Raises `UnfitError` where there is none."""
+    url = configured_url(Path.cwd()) or of_up(home).get("prefect")
+    if not url:
+        raise UnfitError(
+            "a deployment needs a Prefect server that stays: start `alignflow up`, or name one by PREFECT_API_URL"
+        )
+    require(url)
+    return url
+
+
 def require(url: str) -> None:
-    """Raises `UnfitError` where no Prefect API answers at `url`."""
+    """Raises `UnfitError` where no Prefect API answers at `url`, or it does not let this process in."""
     if not _answers(url, 5):
         raise UnfitError(
             f"no Prefect server answers at {without_password(url)}; start it, or name none "
             "(PREFECT_API_URL, prefect.toml, profile) to use a temporary one"
         )
+    if not _lets_in(url):
+        raise UnfitError(
+            f"the Prefect server at {without_password(url)} asks who is there; set PREFECT_API_AUTH_STRING to USER:PASSWORD"
+        )
 
 
-def mlflow_problem(uri: str) -> str | None:
-    """Why the MLflow server or database at `uri` cannot be used, or None. SQLite is tried when it is opened."""
-    if uri.startswith(DATABASES) and not uri.startswith("sqlite"):
-        return _database_problem(uri)
-    if not uri.startswith("http"):
-        return None
+def _lets_in(url: str) -> bool:
+    """Its `/health` is open to all, the rest may not be."""
+    place = f"{url.rstrip('/')}/admin/version"
+    if os.environ.get("PREFECT_API_KEY") or _status(place) not in (401, 403):
+        return True
+    word = os.environ.get("PREFECT_API_AUTH_STRING")
+    if word is None:
+        from prefect.settings import get_current_settings  # of a profile or a file; a second of imports
+
+        kept = get_current_settings().api.auth_string
+        word = kept.get_secret_value() if kept else None
+    return word is not None and _status(place, word) not in (401, 403)
+
+
+def _status(place: str, word: str | None = None, timeout: float = 5) -> int:
+    """Of an answer to GET; 0 where there is none."""
+    headers = {"Authorization": f"Basic {base64.b64encode(word.encode()).decode()}"} if word else {}
     try:
-        with urllib.request.urlopen(f"{without_user(uri).rstrip('/')}/health", timeout=5):
-            return None
-    except urllib.error.HTTPError:
-        return None  # something answers; whether it lets us in is seen when it is used
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return f"no MLflow server answers at {without_password(uri)} ({reason}); start it, or unset MLFLOW_TRACKING_URI for SQLite"
-
-
-def _database_problem(uri: str) -> str | None:
-    """MLflow itself would try again and again for a hundred seconds, without a word to the person."""
-    from sqlalchemy import create_engine
-
-    try:
-        with create_engine(uri).connect():
-            return None
-    except Exception as error:  # the drivers raise their own
-        reason = without_password(str(error).splitlines()[0])
-        return f"MLflow's database at {without_password(uri)} cannot be used: {reason}"
+        with urllib.request.urlopen(urllib.request.Request(place, headers=headers), timeout=timeout) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (urllib.error.URLError, OSError, ValueError):
+        return 0
 
 
 def start_temporary(log: Path) -> str:
@@ -144,7 +168,16 @@ def start_temporary(log: Path) -> str:
             preexec_fn=die_with_parent,
         )
     atexit.register(end, process)
+    _temporary.add(url)
     return url
+
+
+def is_temporary(url: str) -> bool:
+    """Whether this process started the server, which will end with it."""
+    return url in _temporary
+
+
+_temporary: set[str] = set()
 
 
 def wait_for(url: str, log: Path, process: subprocess.Popen[bytes] | None = None) -> None:
@@ -157,13 +190,8 @@ def wait_for(url: str, log: Path, process: subprocess.Popen[bytes] | None = None
 
 
 def _answers(url: str, timeout: float) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout) as response:
-            return bool(response.status == 200)
-    except urllib.error.HTTPError as error:
-        return error.code in (401, 403)  # it answers, and wants to know who asks; Prefect's client will tell it
-    except (urllib.error.URLError, OSError, ValueError):
-        return False
+    """Also one that wants to know who asks: Prefect's client will tell it."""
+    return _status(f"{url.rstrip('/')}/health", timeout=timeout) in (200, 401, 403)
 
 
 def _free_port() -> int:
@@ -172,10 +200,10 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def die_with_parent() -> None:
-    """Linux: the kernel sends SIGTERM to this process when its parent is gone. Elsewhere nothing does."""
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Linux: the kernel sends SIGTERM, or another signal, to this process when its parent is gone. Elsewhere nothing does."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, number)
 
 
 def end(process: subprocess.Popen[bytes], patience: float = 5) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import secrets
 import socket
 import time
@@ -98,12 +99,18 @@ def application(live: Live, *, api_key: str | None = None) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, problem: RequestValidationError) -> Response:
         first = problem.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:] if part not in ("str", "list[str]"))
+        # Between the names of parameters Pydantic puts those of types, such as `list[constrained-str]`.
+        inside = [
+            str(part) for part in first["loc"][1:] if re.fullmatch(r"[a-z_]+|[0-9]+", str(part)) and part != "str"
+        ]
+        place = ".".join(inside)
         message = str(first["msg"]).removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = f"`{place}` is no parameter of this interface"
         elif place:
             message = f"{place}: {message}"
+        elif first["type"] == "model_attributes_type":
+            message = "the body is to be a JSON object, sent as `Content-Type: application/json`"
         return JSONResponse(error(message, "invalid_request_error", param=place or None), 400)
 
     @app.exception_handler(HTTPException)

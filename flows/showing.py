@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from flows.wording import measured
 from registry.home import study_folder
 from specs.problems import UserError, did_you_mean
 from tasks.view import View
@@ -31,7 +32,7 @@ def show_study(view: View, as_json: bool) -> str:
     lines = [f"{view.study.name}  ({study_folder(view.home, view.study.name)})"]
     for s in stages:
         state = "stored" if s["state"] == "cached" else view.planned[s["name"]].why
-        metrics = ", ".join(f"{k} {v:.4g}" for k, v in list(s["metrics"].items())[:4])
+        metrics = measured(dict(list(s["metrics"].items())[:4]))
         seconds = f"{s['seconds']:.1f} s" if s["seconds"] is not None else ""
         lines.append(f"  {s['name']:{width}}  {s['fingerprint'][:16]}  {state:24}  {seconds:>9}  {metrics}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -23,8 +24,11 @@ def apply(*, offline: bool = False) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the address may hold a password
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     # Where it is installed, every import says that it has no fast kernel for processors.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # What transformers renames within itself concerns nobody who asks a policy.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"

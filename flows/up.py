@@ -1,4 +1,4 @@
-"""`alignflow up`: Prefect's server and MLflow's server on this machine, until Ctrl-C.
+"""`alignflow up`: Prefect's server, MLflow's server and a worker for deployed studies on this machine, until Ctrl-C.
 
 What they keep lies in the home folder, and a run of the same home finds them by the note that lies there while they are up.
 """
@@ -6,6 +6,7 @@ What they keep lies in the home folder, and a run of the same home finds them by
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,18 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows import server, silence
+from flows import server, silence, working
 from registry.home import make_home
 from specs.problems import UnfitError
+from tasks import gpus
+from tasks.places import mlflow_problem
 
 
 def up(*, port: int, mlflow_port: int) -> int:
-    """Starts both, prints where they are, and waits. Returns the exit status: 130 on Ctrl-C, 1 where one of them died.
+    """Starts all three, prints where they are, and waits. Returns the exit status: 130 on Ctrl-C, 1 where one of them died.
     Raises `UnfitError` where a port is taken, one of them does not start, or they are up already."""
     silence.apply()
     home = make_home()
     if found := server.of_up(home):
-        prefect = found["prefect"].removesuffix("/api")
+        prefect = server.page(found["prefect"])
         raise UnfitError(f"they are up already for {home}: Prefect at {prefect}, MLflow at {found['mlflow']}")
     for taken, option in ((port, "--port"), (mlflow_port, "--mlflow-port")):
         _require_free(taken, option)
@@ -38,8 +41,11 @@ def up(*, port: int, mlflow_port: int) -> int:
         parts["prefect"] = _start("prefect", _prefect(port), logs, _prefect_environment(home, port))
         server.wait_for(f"{prefect}/api", logs / "prefect.log", parts["prefect"])
         _wait_for_mlflow(mlflow, logs / "mlflow.log", parts["mlflow"])
-        print(f"Prefect  {prefect}\nMLflow   {mlflow}\nlogs     {logs}\nCtrl-C stops both.", flush=True)
         with server.noted(home, f"{prefect}/api", mlflow):
+            worker = ["-P", "-m", "flows.working"]
+            parts["worker"] = _start("worker", worker, logs, _worker_environment(home, f"{prefect}/api"))
+            print(f"Prefect  {prefect}\nMLflow   {mlflow}\nworker   {_at_once()}\nlogs     {logs}", flush=True)
+            print("Ctrl-C stops all.", flush=True)
             while True:
                 for name, part in parts.items():
                     if part.poll() is not None:
@@ -50,8 +56,15 @@ def up(*, port: int, mlflow_port: int) -> int:
         return 130
     finally:
         with _ignoring_interrupts():
-            for part in parts.values():
+            if "worker" in parts:  # first, for a run that is stopped has something to tell both servers
+                working.stop(home, parts.pop("worker"))
+            for part in reversed(parts.values()):
                 server.end(part, patience=20)
+
+
+def _at_once() -> str:
+    count = gpus.studies_at_once()
+    return "one study at a time" if count == 1 else f"{count} studies at a time"
 
 
 def _require_free(port: int, option: str) -> None:
@@ -64,7 +77,9 @@ def _require_free(port: int, option: str) -> None:
 
 
 def _start(name: str, command: list[str], logs: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Leads a session of its own, so that Ctrl-C reaches this process alone, which ends the others in order."""
+    """Leads a session of its own, so that Ctrl-C reaches this process alone, which ends the others in order. The worker, told to
+    end, would wait for its runs and for a server that is gone with this process: it is not asked."""
+    death = signal.SIGKILL if name == "worker" else signal.SIGTERM
     with (logs / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, *command],
@@ -73,7 +88,7 @@ def _start(name: str, command: list[str], logs: Path, environment: dict[str, str
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=server.die_with_parent,
+            preexec_fn=lambda: server.die_with_parent(death),
         )
 
 
@@ -85,6 +100,11 @@ def _prefect_environment(home: Path, port: int) -> dict[str, str]:
     api = f"http://127.0.0.1:{port}/api"
     # The page asks for its data where it is told, which is port 4200 unless one says otherwise.
     return {"PREFECT_HOME": str(home / "prefect"), "PREFECT_UI_API_URL": api, "PREFECT_API_URL": api}
+
+
+def _worker_environment(home: Path, api: str) -> dict[str, str]:
+    # What it runs has a temporary folder for its current one, so that nothing may hang on that.
+    return {"ALIGNFLOW_HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": api}
 
 
 def _mlflow(home: Path, port: int) -> list[str]:
@@ -103,7 +123,7 @@ def _mlflow_environment() -> dict[str, str]:
 
 def _wait_for_mlflow(url: str, log: Path, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + server.STARTUP
-    while server.mlflow_problem(url) is not None:
+    while mlflow_problem(url) is not None:
         if time.monotonic() > deadline or process.poll() is not None:
             raise UnfitError(f"MLflow's server did not start; its log is {log}")
         time.sleep(0.2)
@@ -112,8 +132,6 @@ def _wait_for_mlflow(url: str, log: Path, process: subprocess.Popen[bytes]) -> N
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
     """A second Ctrl-C while all is being ended would leave some of it running."""
-    import signal
-
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

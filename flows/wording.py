@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def p_value(p: float) -> str:
 def count(value: float) -> str:
     """A number of things, or so many of them on average: `1,234`, `56.7`."""
     return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.1f}"
+
+
+def measured(metrics: Mapping[str, float]) -> str:
+    """`pairs 126, prompts 64, train/last_loss 0.4625`."""
+    return ", ".join(f"{name} {_value(value)}" for name, value in metrics.items())
+
+
+def _value(value: float) -> str:
+    whole = abs(value) >= 1000 or value == int(value) if math.isfinite(value) else False
+    return f"{value:,.0f}" if whole else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

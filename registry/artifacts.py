@@ -48,7 +48,7 @@ class Artifact:
         """The model below a trained one: what its training went on from; below a soup, what its experts share."""
         if "experts" in self.inputs:
             return _shared(self.inputs["experts"])
-        return (self.inputs.get("previous") or self.inputs["from"])[0]
+        return (self.inputs.get("previous") or self.inputs.get("since") or self.inputs["from"])[0]
 
     def one(self, slot: str) -> Artifact:
         (artifact,) = self.inputs[slot]

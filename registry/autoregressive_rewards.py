@@ -8,6 +8,7 @@ from registry.artifacts import Artifact
 from registry.dialogue_text import Message, cut_left, encode_answer, encode_prompt
 from registry.language_models import LanguageModel
 from registry.log_probs import score_rows
+from registry.reading import note
 from registry.reward_models import reads
 from registry.rewards import Score
 
@@ -22,7 +23,8 @@ def autoregressive_scores(artifact: Artifact, batch: int, loaded: LanguageModel)
         encoded = (
             (encode_prompt(tokenizer, p), encode_answer(tokenizer, p, a)) for p, a in zip(prompts, answers, strict=True)
         )
-        cut = (cut_left(tokenizer, p, a[1 - longest :], longest) for p, a in encoded)
+        cut = [cut_left(tokenizer, p, a[1 - longest :], longest) for p, a in encoded]
+        note([len(p) + len(a) - 1 for p, a in cut])
         return [row[0] for row in score_rows(loaded.model, [(p, [a]) for p, a in cut], batch=batch)]
 
     return score

@@ -17,6 +17,7 @@ from registry.artifacts import Artifact
 from registry.dialogue_text import Message, shown
 from registry.language_models import context_length, device, pretrained
 from registry.models import located
+from registry.reading import note
 from registry.rewards import Score
 from specs.problems import UserError
 from specs.rewards import Coherence
@@ -29,9 +30,10 @@ def coherence_scores(artifact: Artifact, batch: int) -> Score:
     longest = min(int(artifact.fields["max_length"]), context_length(model), int(tokenizer.model_max_length))
 
     @torch.inference_mode()
-    def embedded(texts: Sequence[str]) -> dict[str, Tensor]:
+    def embedded(texts: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, int]]:
         distinct = sorted(set(texts), key=len)
         found: dict[str, Tensor] = {}
+        tokens: dict[str, int] = {}
         for start in range(0, len(distinct), batch):
             some = distinct[start : start + batch]
             rows = tokenizer(some, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(
@@ -41,13 +43,15 @@ def coherence_scores(artifact: Artifact, batch: int) -> Score:
             mask = rows["attention_mask"][..., None]
             means = (outputs.last_hidden_state * mask).sum(1) / mask.sum(1).clamp(min=1)
             vectors = outputs.pooler_output if has_pooler else means
+            tokens |= dict(zip(some, rows["attention_mask"].sum(1).tolist(), strict=True))
             found |= dict(zip(some, torch.nn.functional.normalize(vectors.float(), dim=-1).cpu(), strict=True))
-        return found
+        return found, tokens
 
     def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
         asked = [shown(prompt) for prompt in prompts]
-        of = embedded([text for text in (*asked, *answers) if text])
-        pairs = zip(asked, answers, strict=True)
+        of, tokens = embedded([text for text in (*asked, *answers) if text])
+        pairs = list(zip(asked, answers, strict=True))
+        note([tokens.get(q, 0) + tokens.get(a, 0) for q, a in pairs])
         return [float(of[q] @ of[a]) if q and a else 0.0 for q, a in pairs]
 
     return score

@@ -17,6 +17,7 @@ from specs.plan import Fact
 from specs.problems import Path as SpecPath
 from specs.problems import UserError
 from specs.rewards import Classifier, Coherence, PythonReward
+from specs.sources import origin
 from specs.study import Study, entries
 from specs.training import Training
 
@@ -26,20 +27,29 @@ BITSANDBYTES = "needs the package bitsandbytes, which is not installed; install 
 
 
 def gather(study: Study, home: Path, folder: Path, *, offline: bool) -> dict[str, Fact]:
-    """Facts by node name. `folder` is the spec's, where Python rewards may lie."""
+    """Facts by node name, but for promoted models: only the shell speaks to MLflow. `folder` is the spec's, where Python rewards
+    may lie."""
     graph = Graph(entries(study))
     facts: dict[str, Fact] = {}
     seen: dict[int, Fact] = {}
     for name, node in graph.nodes.items():
-        if node.section != "stages":
+        if node.section != "stages" and not is_promoted(node):
             key = id(node.entry)  # the parts of a split share one file
             if key not in seen:
-                seen[key] = _fact(node, study.execution.gpus, home, folder, offline)
+                seen[key] = look(node, study.execution.gpus, home, folder, offline)
             facts[name] = seen[key]
     return facts
 
 
-def _fact(node: Node, gpus: int, home: Path, folder: Path, offline: bool) -> Fact:
+def look(node: Node, gpus: int, home: Path, folder: Path, offline: bool) -> Fact:
+    """What identifies a leaf beside its spec, and why it cannot be had if so."""
+    try:
+        return _found(node, gpus, home, folder, offline)
+    except UserError as error:  # a variable in its source is not set
+        return Fact(drops=("source",), problem=str(error))
+
+
+def _found(node: Node, gpus: int, home: Path, folder: Path, offline: bool) -> Fact:
     match node.entry:
         case Model() as model:
             return models.fact(model, home, gpus=gpus, offline=offline)
@@ -57,12 +67,17 @@ def _fact(node: Node, gpus: int, home: Path, folder: Path, offline: bool) -> Fac
             return Fact()
 
 
+def is_promoted(node: Node) -> bool:
+    """Whether a study has this model from MLflow's model registry."""
+    return isinstance(node.entry, Model) and origin(node.entry.source, node.entry.revision) == "registry"
+
+
 def check_unchanged(study: Study, facts: dict[str, Fact], names: Collection[str], home: Path, folder: Path) -> None:
     """Looks again at the leaves among the nodes `names`. Raises `UserError` if one is not what `facts` say: what is built
     of it now would be stored under the fingerprint of what it was."""
     for name, node in Graph(entries(study)).nodes.items():
-        if name in names and node.section != "stages":
-            found = _fact(node, study.execution.gpus, home, folder, offline=False)
+        if name in names and node.section != "stages" and not is_promoted(node):
+            found = look(node, study.execution.gpus, home, folder, offline=False)
             if found.problem:
                 raise UserError(f"{node.section}.{name}: {found.problem}")
             if found.identity != facts[name].identity:
@@ -91,7 +106,9 @@ def problems(study: Study, facts: dict[str, Fact]) -> list[tuple[SpecPath, str]]
         fact = facts.get(name)
         if fact and fact.problem:
             field = _NAMED_BY.get(type(node.entry), "source")
-            found.append(((node.section, name.split(".")[0], field), fact.problem))
+            # Of stages there is a fact only about the model that one goes on from.
+            where = (name, "since") if node.section == "stages" else (name.split(".")[0], field)
+            found.append(((node.section, *where), fact.problem))
         found += _not_together(name, node, study.execution)
         lora = getattr(node.entry, "lora", None)
         if lora and lora.base == "nf4" and importlib.util.find_spec("bitsandbytes") is None:

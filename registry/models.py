@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from registry.methods.footprint import Shape
 from registry.precision import resolve
 from registry.store import find
 from registry.weights import folder_digest, folder_problem
@@ -35,6 +36,8 @@ class Packaged:
     sha256: str
     hub: str
     revision: str
+    shape: Shape
+    """What the plan reckons with before it is fetched."""
 
 
 CATALOGUE = {
@@ -45,6 +48,17 @@ CATALOGUE = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
         revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
+        shape=Shape(
+            parameters=134_515_008,
+            linear=106_168_320,
+            ends=305_280,
+            layers=30,
+            width=576,
+            inner=1_536,
+            queries=576,
+            keys=192,
+            vocabulary=49_152,
+        ),
     )
 }
 

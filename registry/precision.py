@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from registry import nvidia
+
 Resolved = Literal["bf16", "fp32"]
 
 
@@ -28,12 +30,5 @@ def _cpu_has_bf16() -> bool:
 
 
 def _gpu_has_bf16() -> bool:
-    import subprocess  # `check` on a machine without GPUs does not pay for it
-
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    capabilities = [float(line) for line in answer.stdout.split()]
+    capabilities = [float(capability) for (capability,) in nvidia.asked("compute_cap")]
     return bool(capabilities) and min(capabilities) >= 8.0

@@ -1,8 +1,7 @@
-"""Where an artifact comes from: package versions, code commit, command, host, device."""
+"""Where an artifact comes from: package versions, code commit, command, host, device. Light: `plan` must not pay for it."""
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
 import subprocess
@@ -11,6 +10,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from registry import machine
+from specs.problems import without_password
 
 PACKAGES = (
     "alignflow", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers",
@@ -32,15 +34,31 @@ def versions() -> dict[str, str]:
 
 @cache
 def code_state(folder: Path) -> dict[str, Any]:
-    """The commit of the code in `folder` and whether it has uncommitted changes; empty outside a checkout."""
-    command = ["git", "-C", str(folder), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    """The commit of the code in `folder` and whether it has uncommitted changes; empty outside a checkout, and where it
+    only lies in one, as an environment may in a person's own repository."""
+    git = ["git", "-C", str(folder)]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        own, status = (
+            subprocess.run([*git, *command], capture_output=True, text=True, timeout=10, check=True).stdout
+            for command in (["ls-files"], ["status", "--porcelain=v2", "--branch", "--untracked-files=no"])
+        )
     except (OSError, subprocess.SubprocessError):
         return {}
-    lines = answer.stdout.splitlines()
+    if not own:
+        return {}
+    lines = status.splitlines()
     commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid")), None)
     return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
+
+
+def command() -> list[str]:
+    """The command line, without its passwords."""
+    words = sys.argv[1:]
+    pairs = zip(["", *words], words, strict=False)
+    return [
+        Path(sys.argv[0]).name,
+        *("***" if before == "--api-key" else without_password(word) for before, word in pairs),
+    ]
 
 
 def provenance(gpus: int, threads: int | None) -> dict[str, Any]:
@@ -48,9 +66,9 @@ def provenance(gpus: int, threads: int | None) -> dict[str, Any]:
     return {
         "packages": versions(),
         "code": code_state(Path(__file__).parent),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "device": f"{gpus} GPU" if gpus else "cpu",
-        "threads": threads or len(os.sched_getaffinity(0)),
+        "threads": machine.threads(threads),
     }

@@ -29,6 +29,7 @@ from registry.language_models import (
     pretrained_model,
 )
 from registry.models import label_problem, located
+from registry.reading import note
 from registry.rewards import Score
 from specs.problems import UserError
 from specs.rewards import Classifier
@@ -180,6 +181,7 @@ def classifier_scores(artifact: Artifact, batch: int, model: Any, tokenizer: Any
 
     def score(prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
         rows = [dialogue_ids(tokenizer, p, a, longest) for p, a in zip(prompts, answers, strict=True)]
+        note([len(row) for row in rows])
         outputs = logits(model, rows, batch=batch)
         return [float(x) for x in (outputs[:, 0] if label < 0 else outputs.log_softmax(-1)[:, label])]
 

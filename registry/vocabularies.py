@@ -16,6 +16,7 @@ from registry.store import find
 from specs.graph import Graph, Node
 from specs.models import Model
 from specs.problems import Path as SpecPath
+from specs.problems import UserError
 from specs.rewards import Classifier
 from specs.sources import origin
 from specs.study import Study, entries
@@ -47,9 +48,10 @@ def difference(ours: dict[str, int], theirs: dict[str, int]) -> str | None:
     """In what two tokenizers number tokens differently."""
     for token in sorted(ours.keys() | theirs.keys(), key=lambda t: ours.get(t, theirs.get(t, 0))):
         if ours.get(token) != theirs.get(token):
+            policy, guide = (f"number {of[token]}" if token in of else "unknown" for of in (ours, theirs))
             return (
-                f"they have different vocabularies: token {token!r} is number {ours.get(token)} for the policy and "
-                f"{theirs.get(token)} for the guide, which reads the policy's own tokens"
+                f"they have different vocabularies: token {token!r} is {policy} to the policy and {guide} to the guide, which reads "
+                "the policy's own tokens"
             )
     return None
 
@@ -77,7 +79,10 @@ def _folder(node: Node, home: Path) -> Path | None:
         return next((one.folder for one in stored if one is not None), None)
     if entry.revision is not None:
         return hub_cache(entry.source, entry.revision)
-    return local_folder(entry.source)
+    try:
+        return local_folder(entry.source)
+    except UserError:  # a variable in it is not set, which is told of the model itself
+        return None
 
 
 @cache

@@ -90,6 +90,14 @@ def safetensors_problem(path: Path) -> str | None:
     return None
 
 
+def header(path: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in a safetensors file that is whole, by name."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        found = json.loads(file.read(length))
+    return {name: list(map(int, tensor["shape"])) for name, tensor in found.items() if name != "__metadata__"}
+
+
 def _tokenizer_problem(folder: Path, template: str, pad_token: str | None) -> str | None:
     settings_file = folder / "tokenizer_config.json"
     if not settings_file.exists():

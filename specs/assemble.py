@@ -2,7 +2,8 @@
 
 `extends` names one parent file; mappings merge deeply, other values replace, and a mapping with
 `replace: true` inherits nothing. `--set a.b=c` writes one value. Stages that stand for several are then spread out
-(`specs.spread`). Every value keeps the place where it was written.
+(`specs.spread`), but for those of a file with `spread: false`, as an export writes them. Every value keeps the place where it
+was written.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import os
 from pathlib import Path as FilePath
 from typing import Any
 
-from specs.problems import Mark, Path, Problem, SpecError
+from specs.problems import Mark, Path, Problem, SpecError, did_you_mean
 from specs.sources import origin
 from specs.spread import spread
+from specs.study import SECTIONS
 from specs.yaml_tree import Positions, Tree, parse_yaml, read_yaml
+
+BEGINS = ("do", "kind", "source")
+"""What `--set` may begin a new entry with."""
 
 
 def assemble(path: FilePath, overrides: list[str]) -> tuple[dict[str, Any], Positions, list[Problem]]:
@@ -25,6 +30,9 @@ def assemble(path: FilePath, overrides: list[str]) -> tuple[dict[str, Any], Posi
         _set(tree, positions, override)
     problems: list[Problem] = []
     stages = tree.get("stages")
+    if tree.get("spread") is False:  # else it is an unknown key
+        del tree["spread"]
+        return tree, positions, problems
     if not isinstance(stages, dict):
         return tree, positions, problems
     for name in [name for name in stages if "[" in name]:
@@ -103,6 +111,11 @@ def _set(tree: dict[str, Any], positions: Positions, override: str) -> None:
     node: Tree = tree
     for i, part in enumerate(path[:-1]):
         if node.get(part) is None:
+            if i == 1 and path[0] in SECTIONS and path[-1] not in BEGINS:
+                known = [name for name in node if isinstance(name, str)]
+                raise SpecError(
+                    [Problem(mark, path[:2], f"there is none of that name{did_you_mean(str(part), known)}")]
+                )
             node[part] = {}
             positions[path[: i + 1], "value"] = positions[path[: i + 1], "key"] = mark
         node = node[part]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from specs.problems import Path
+from specs.problems import Path, UserError
 
 if TYPE_CHECKING:
     from specs.graph import Graph
@@ -88,8 +88,16 @@ def environment_names(text: str) -> list[str]:
 
 def expand_environment(text: str, environment: Any) -> str:
     """`text` with each `${env:NAME}` replaced. Done where the value is used and nowhere before, so
-    that a secret never reaches a fingerprint, a log, Prefect or MLflow."""
-    return _ENVIRONMENT.sub(lambda found: environment[found.group(1)], text)
+    that a secret never reaches a fingerprint, a log, Prefect or MLflow. Raises `UserError` where one is not set: a study
+    out of a record was checked in another environment."""
+
+    def value(found: re.Match[str]) -> str:
+        try:
+            return str(environment[found.group(1)])
+        except KeyError:
+            raise UserError(f"the environment variable `{found.group(1)}` is not set") from None
+
+    return _ENVIRONMENT.sub(value, text)
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -98,6 +106,12 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def seconds(duration: str) -> int:
     """A duration such as `90s`, `10m`, `2h` or `1d` in seconds."""
     return int(duration[:-1]) * _UNITS[duration[-1]]
+
+
+def duration(seconds: int) -> str:
+    """The other way round, in the largest unit that leaves nothing over."""
+    unit = next(unit for unit in reversed(_UNITS) if seconds % _UNITS[unit] == 0)
+    return f"{seconds // _UNITS[unit]}{unit}"
 
 
 def fraction(percent: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from operator import ge, gt, le, lt
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -30,6 +30,17 @@ def meets(bar: str, value: float) -> bool:
     found = _BAR.fullmatch(bar)
     assert found is not None  # the pattern of `Bar`
     return _COMPARISONS[found.group(1)](value, float(found.group(2)))
+
+
+def surely_meets(bar: str, interval: Mapping[str, float]) -> bool:
+    """Whether the end of the interval that is nearer to failing meets the bar."""
+    return meets(bar, interval["low" if bar.startswith(">") else "high"])
+
+
+def read_bar(text: str) -> tuple[str, str] | None:
+    """The metric and the bar of a text such as `win_rate.gold >= 0.55`."""
+    found = re.fullmatch(rf"\s*([A-Za-z][^\s<>=]*)\s*({_BAR.pattern})\s*", text)
+    return (found[1], found[2]) if found else None
 
 
 class Budget(Spec):
@@ -63,7 +74,7 @@ class Evaluate(Seeded):
     its answers are like; with paired bootstrap intervals over prompts."""
 
     produces: ClassVar[str] = "evaluation"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 4
 
     do: Literal["evaluate"]
     policies: Annotated[tuple[Policy, ...], Field(min_length=1)]
@@ -84,7 +95,7 @@ class Evaluate(Seeded):
     """Preference pairs whose chosen answers each language model is to give a perplexity to (how well it models answers that
     are not its own). The perplexity of its own answers under the reference is always there."""
     resamples: Annotated[int, Field(strict=True, ge=100)] = 2000
-    """Bootstrap resamples of the prompts."""
+    """Bootstrap resamples of the prompts, and draws of signs for a p-value; of signs more where many policies are compared."""
     confidence: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.95
     """The coverage of the intervals."""
     expect: Annotated[dict[Policy, dict[str, Bar]], NotIdentity()] = {}
@@ -98,6 +109,10 @@ class Evaluate(Seeded):
         return ["reward", "win_rate", *(behind.metric for behind in self.inference)]
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        for key, names in (("policies", self.policies), ("rewards", self.rewards)):
+            for i, name in enumerate(names):
+                if name in names[:i]:
+                    yield (key, i), f"`{name}` stands here twice"
         yield from self._expectation_problems(graph)
         yield from self._sample_problems(graph)
         yield from pair_problems(self.judges, self.budget.samples_per_prompt, graph)
@@ -110,22 +125,20 @@ class Evaluate(Seeded):
                 yield ("inference", i, "n"), message
 
     def _expectation_problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
-        policies = {member for name in self.policies for member in graph.members(name)}
+        policies = self.compared(graph)
         if not all(graph.members(name) for name in self.rewards):
             return  # said already
-        rewards = [member for name in self.rewards for member in graph.members(name)]
-        known = [f"{what}.{name}" for what in self.judged for name in rewards]
-        if len(rewards) == 1:
-            known += self.judged
-        known += [f"judge.{name}" for name in self.judges]
+        known = self.metrics(graph)
         for policy, bars in self.expect.items():
             here: Path = ("expect", policy)
             if any(m not in policies for m in graph.members(policy)):
                 yield here, f"`{policy}` is not among this stage's `policies`"
-            for metric in bars:
-                if metric not in [*known, "length"]:
-                    hint = did_you_mean(metric, known) or f"; there are {listed([*known, 'length'])}"
+            for metric, bar in bars.items():
+                if metric not in known:
+                    hint = did_you_mean(metric, known) or f"; there are {listed(known)}"
                     yield (*here, metric), f"`{metric}` is not a metric of this stage{hint}"
+                elif ("win_rate" in metric or metric.startswith("judge.")) and not (meets(bar, 0) or meets(bar, 1)):
+                    yield (*here, metric), f"no win rate can be `{bar}`: it lies between 0 and 1"
 
     def _sample_problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
         """One sample a prompt leaves a win rate no pair of independent samples (`registry.methods.comparison`)."""
@@ -137,13 +150,30 @@ class Evaluate(Seeded):
             message = "policies share their random numbers, so a win rate needs at least 2 samples a prompt"
             yield ("budget", "samples_per_prompt"), message
 
-    def bars(self, graph: Graph) -> dict[str, dict[str, str]]:
-        """What is expected, by member policy and full metric name (`win_rate.gold`)."""
+    def compared(self, graph: Graph) -> set[str]:
+        """The policies, those of sweeps one by one."""
+        return {member for name in self.policies for member in graph.members(name)}
+
+    def metrics(self, graph: Graph) -> list[str]:
+        """What a bar may be set for."""
         rewards = [member for name in self.rewards for member in graph.members(name)]
+        known = [f"{what}.{name}" for what in self.judged for name in rewards]
+        return [
+            *known,
+            *(self.judged if len(rewards) == 1 else ()),
+            *(f"judge.{name}" for name in self.judges),
+            "length",
+        ]
+
+    def full(self, metric: str, graph: Graph) -> str:
+        """A metric's full name: `win_rate` by the only reward `gold` is `win_rate.gold`."""
+        return f"{metric}.{graph.members(self.rewards[0])[0]}" if metric in self.judged else metric
+
+    def bars(self, graph: Graph) -> dict[str, dict[str, str]]:
+        """What is expected, by member policy and full metric name."""
         found: dict[str, dict[str, str]] = {}
         for policy, metrics in self.expect.items():
             for member in graph.members(policy):
                 for metric, bar in metrics.items():
-                    full = f"{metric}.{rewards[0]}" if metric in self.judged else metric
-                    found.setdefault(member, {})[full] = bar
+                    found.setdefault(member, {})[self.full(metric, graph)] = bar
         return found

@@ -1,7 +1,6 @@
 """How and where a study runs. None of it bears identity: no fingerprint ever sees these models."""
 
 from collections import defaultdict
-from datetime import UTC
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -16,7 +15,7 @@ class Execution(Spec):
     gpus: WholeNumber = 0
     """GPUs a stage takes. Each stage waits for that many slots of the concurrency limit `gpu-<host>`."""
     threads: Count | None = None
-    """Processor threads of a stage; all cores if absent."""
+    """Processor threads of a stage; if absent, as many as OMP_NUM_THREADS says, else all cores."""
     processes: Count | None = None
     """Processes that train a stage together, each on its share of every batch; if absent, one for each of the `gpus`."""
     sharding: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
@@ -49,6 +48,10 @@ class Execution(Spec):
         """How many processes train a stage together."""
         return self.processes or max(1, self.gpus)
 
+    def micro(self, batch: int) -> int:
+        """Rows of a batch that are in one forward pass: the largest divisor of the batch that is at most `micro_batch`."""
+        return max(d for d in range(1, min(batch, self.micro_batch) + 1) if batch % d == 0)
+
 
 class Tracking(Spec):
     """Where MLflow keeps the runs."""
@@ -65,38 +68,3 @@ class Tracking(Spec):
         if without_password(written) != written:
             raise ValueError("a password in a study file would be shown by every server; write `${env:NAME}` for it")
         return uri
-
-
-class Schedule(Spec):
-    """When a deployment of the study runs. `alignflow run` runs at once and leaves it alone."""
-
-    cron: str
-    """Five fields: minute, hour, day of month, month, day of week."""
-    timezone: str = "UTC"
-    """A name of the time zone database."""
-    active: Flag = False
-    """Whether the schedule starts switched on."""
-
-    @field_validator("cron")
-    @classmethod
-    def _is_cron(cls, text: str) -> str:
-        from datetime import datetime
-
-        from cronsim import CronSim, CronSimError  # only a study with a schedule pays for it
-
-        try:
-            CronSim(text, datetime.now(UTC))
-        except CronSimError as error:
-            raise ValueError(f"not a cron expression: {error}") from None
-        return text
-
-    @field_validator("timezone")
-    @classmethod
-    def _is_timezone(cls, name: str) -> str:
-        import zoneinfo
-
-        try:
-            zoneinfo.ZoneInfo(name)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):  # `America` is a folder of it
-            raise ValueError(f"`{name}` is not in the time zone database") from None
-        return name

@@ -1,12 +1,19 @@
 """Stages that generate and label responses."""
 
-from typing import ClassVar, Literal
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from specs.base import Count, NonNegative
+from specs.problems import Path
 from specs.references import Policy, Prompts, Responses, TrainingReward
 from specs.stage import Seeded, Stage
+
+if TYPE_CHECKING:
+    from specs.graph import Graph
 
 
 class Sample(Seeded):
@@ -40,3 +47,11 @@ class Label(Stage):
     """At most so many pairs from the responses to one prompt; each response is in one pair at most."""
     min_gap: NonNegative = 0.0
     """A pair's rewards differ by more than this; ties never make a pair."""
+
+    def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
+        for member in graph.members(self.responses):
+            if getattr(graph.nodes[member].entry, "samples", 2) < 2:
+                yield (
+                    ("responses",),
+                    f"a pair takes two responses to a prompt, and `{member}` has one; raise its `samples`",
+                )

@@ -138,7 +138,12 @@ def _reference_problem(
 
 
 def _fits(graph: Graph, accepts: Accepts) -> str:
-    fitting = [n.name for n in graph.nodes.values() if n.produces in accepts.types]
+    guides = accepts.use != "evaluation"
+    fitting = [
+        n.name
+        for n in graph.nodes.values()
+        if n.produces in accepts.types and not (guides and n.produces in REWARDS and graph.judges_only(n.name))
+    ]
     return f"; what fits: {listed(fitting)}" if fitting else ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Annotated, Any, get_args
@@ -23,16 +23,18 @@ from specs.base import (
     NAMING,
     STAGE_PATTERN,
     Entry,
-    MayNameEnvironment,
     Spec,
-    environment_names,
 )
+from specs.environment import environment_problems
 from specs.graph import Graph, graph_problems
 from specs.kinds import KINDS, any_stage, kind
 from specs.problems import Mark, Path, Problem, SpecError, did_you_mean
 from specs.stage import Stage
 from specs.study import SECTIONS, Study, entries
 from specs.yaml_tree import Positions
+
+FILE_KEYS = ("extends", "spread")
+"""What only a file has beside the fields of a study."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,11 @@ def load(
     left_out = bool(problems)  # stages that stand for several, and were there
     for key, value in tree.items():
         if key not in Study.model_fields:
-            add((key,), f"unknown key{did_you_mean(key, [*Study.model_fields, 'extends'])}", "key")
+            add((key,), f"unknown key{did_you_mean(key, [*Study.model_fields, *FILE_KEYS])}", "key")
         elif key in SECTIONS and isinstance(value, dict):
             for name, entry in value.items():
                 _validate_entry(key, name, entry, environment, entries, broken, add)
-        else:
+        elif value is not None or not Study.model_fields[key].is_required():  # else it is missing
             fields[key] = _validate(Study.model_fields[key], value, (key,), environment, add)
     for key, field in Study.model_fields.items():
         if field.is_required() and tree.get(key) in ({}, None) and not (key == "stages" and left_out):
@@ -89,10 +91,13 @@ def load(
     _check_unique(entries, add)
     for where, message in graph_problems(Graph(entries), broken):
         add(where, message, "key" if message.startswith("a cycle") else "value")
-    if problems:
-        raise SpecError(problems)
     for section in SECTIONS:
         fields[section] = {name: entry for s, name, entry in entries if s == section}
+    if problems:
+        error = SpecError(problems)
+        leaves = {key: value for key, value in fields.items() if value is not None} | {"stages": {}, "judges": {}}
+        error.sound = Loaded(Study.model_construct(**leaves), positions, path)
+        raise error
     return Loaded(Study.model_construct(**fields), positions, path)
 
 
@@ -129,7 +134,7 @@ def _validate_entry(
             add(*_place(path, value, problem))
         return
     entries.append((section, name, entry))
-    for where, message in _environment_problems(entry, environment):
+    for where, message in environment_problems(entry, environment):
         add((*path, *where), message)
 
 
@@ -146,7 +151,7 @@ def _validate(field: Any, value: Any, path: Path, environment: Mapping[str, str]
             add(*_place(path, value, problem))
         return None
     if isinstance(result, Spec):
-        for where, message in _environment_problems(result, environment):
+        for where, message in environment_problems(result, environment):
             add((*path, *where), message)
     return result
 
@@ -173,7 +178,7 @@ def _place(path: Path, value: Any, error: ErrorDetails) -> tuple[Path, str, str]
         return _tag_problem(tuple(here), node, error)
     if kind == "model_attributes_type" and here[0] in ("stages", "rewards"):
         return tuple(here), f"a mapping with `{'do' if here[0] == 'stages' else 'kind'}:`", "value"
-    return tuple(here), _say(error), "key" if last == "[key]" else "value"
+    return tuple(here), say(error), "key" if last == "[key]" else "value"
 
 
 def _keys_beside(loc: tuple[int | str, ...], path: Path, value: Any) -> list[str]:
@@ -222,7 +227,8 @@ def _tag_problem(path: Path, node: Any, error: ErrorDetails) -> tuple[Path, str,
         return path, f"`{key}` is missing; add `{key}:` with one of {_choices(key)}", "value"
     word = str(node[key])
     hint = did_you_mean(word, tags) or f"; there are {', '.join(tags)}"
-    return (*path, key), f"`{word}` is not a {key}{hint}", "value"
+    what = "kind of stage" if key == "do" else key
+    return (*path, key), f"`{word}` is not a {what}{hint}", "value"
 
 
 def _choices(key: str) -> str:
@@ -244,13 +250,16 @@ _SAYINGS = {
 }
 
 
-def _say(error: ErrorDetails) -> str:
+def say(error: ErrorDetails) -> str:
+    """What is wrong with a value, by a Pydantic error."""
     shown = error["input"]
     text = "the text " if isinstance(shown, str) and error["type"] in ("int_type", "float_type", "bool_type") else ""
     got = f", not {text}`{shown}`" if isinstance(shown, (str, int, float, bool)) else ""
     kind, context = error["type"], error.get("ctx", {})
     if kind in _SAYINGS:
         return _SAYINGS[kind] + got
+    if kind == "too_short":
+        return f"needs {context['min_length']} at least"
     if kind == "literal_error":
         words = [w.strip(" '") for w in context["expected"].replace(" or ", ", ").split(",")]
         if shown in words:
@@ -263,24 +272,6 @@ def _say(error: ErrorDetails) -> str:
         return str(context["error"])
     message = error["msg"][0].lower() + error["msg"][1:]
     return message.replace("input should be", "must be") + got
-
-
-def _environment_problems(entry: Spec, environment: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
-    for name, field in type(entry).model_fields.items():
-        value = getattr(entry, name)
-        key = field.alias or name
-        if isinstance(value, Spec):
-            for where, message in _environment_problems(value, environment):
-                yield (key, *where), message
-        elif isinstance(value, str) and "${" in value:
-            if not any(isinstance(m, MayNameEnvironment) for m in field.metadata):
-                yield (key,), "`${env:}` stands only in paths, in `tracking.uri` and in `api_key`"
-                continue
-            for variable in environment_names(value):
-                if variable not in environment:
-                    yield (key,), f"the environment variable `{variable}` is not set"
-            if value.count("${") != len(environment_names(value)):
-                yield (key,), "write it as `${env:NAME}`"
 
 
 def _check_unique(entries: list[tuple[str, str, Entry]], add: Any) -> None:

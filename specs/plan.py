@@ -33,6 +33,9 @@ class Fact:
     """Fields whose text the identity replaces (a path is no identity; its digest is)."""
     problem: str | None = None
     """Why the leaf cannot be had; what needs it is blocked."""
+    steps: tuple[Step, ...] = ()
+    """Of a promoted model what it was made of and, last and under the leaf's name, itself: it is what it was when it was built,
+    so a stage above it has the fingerprint that it would have beside the stages that made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Step:
     payload: Mapping[str, Any]
     """What the fingerprint is the hash of."""
     fingerprint: str
+    held_by: str | None = None
+    """Of a promoted model the place in MLflow that holds its files: it is fetched, not built."""
 
     @property
     def is_stage(self) -> bool:
@@ -86,7 +91,9 @@ def steps(study: Study, facts: Mapping[str, Fact]) -> dict[str, Step]:
                 continue
             stack.pop()
             if name not in done:
-                done[name] = _step(graph, name, study, facts.get(name, Fact()), done)
+                fact = facts.get(name, Fact())
+                own = fact.steps or (_step(graph, name, study, fact, done),)
+                done |= {step.name: step for step in own}
     return done
 
 
@@ -145,6 +152,8 @@ def plan(
             planned.append(Planned(step, "blocked", cause))
         else:
             why = "forced" if name in forced else _why(step, previous(name), nodes)
+            if since := step.payload["facts"].get("since"):
+                why += f"; goes on from {step.kind} {since[:16]}"
             planned.append(Planned(step, "run", why))
     return planned
 
@@ -153,7 +162,7 @@ def _why(step: Step, before: Mapping[str, Any] | None, nodes: Mapping[str, Step]
     if before is None:
         return "never ran"
     names = {n.fingerprint: n.name for n in nodes.values()}
-    changed = [_show(c, names) for c in changes(before, step.payload)]
+    changed = [_show(c, names, step.kind) for c in changes(before, step.payload)]
     return "changed: " + ", ".join(changed) if changed else "its artifact is gone"
 
 
@@ -167,8 +176,10 @@ def changes(before: Any, now: Any, path: tuple[str | int, ...] = ()) -> list[tup
     return [] if before == now else [(path, before, now)]
 
 
-def _show(change: tuple[tuple[str | int, ...], Any, Any], names: Mapping[str, str]) -> str:
+def _show(change: tuple[tuple[str | int, ...], Any, Any], names: Mapping[str, str], kind: str) -> str:
     path, before, now = change
+    if path == ("version",):  # of the kind, not of the study's language
+        return f"AlignFlow's `{kind}` {before} -> {now}"
     place = show_path(path[1:] if path[0] in ("spec", "facts") else path)
     if isinstance(now, str) and now in names:
         return f"{place} ({names[now]})"

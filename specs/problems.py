@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Path = tuple[str | int, ...]
 
@@ -58,6 +59,8 @@ class SpecError(ValueError):
             key=lambda p: (p.mark.source, p.mark.line or 0, p.mark.column or 0, show_path(p.path)),
         )
         super().__init__("\n".join(map(str, self.problems)))
+        self.sound: Any = None
+        """Of a study that could not be loaded what of its leaves could (`specs.load.Loaded`), to be looked at besides."""
 
 
 def show_path(path: Path) -> str:
@@ -77,7 +80,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean `x`?` for the nearest of `known`, else an empty text."""
     from difflib import get_close_matches  # a study without mistakes does not pay for it
 
-    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
@@ -89,7 +92,7 @@ def without_password(text: str) -> str:
     return _SECRET.sub(r"\1***", text)
 
 
-_SECRET = re.compile(r"(\w*(?:passw|pwd|secret|token|api_?key)\w*(?:=|%3D))(?:(?!%3B)[^&;\s])+", re.IGNORECASE)
+_SECRET = re.compile(r"(\w*(?:passw|pwd|secret|token|api[_-]?key)\w*(?:=|%3D))(?:(?!%3B)[^&;\s])+", re.IGNORECASE)
 
 
 def _masked(found: re.Match[str]) -> str:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from specs.base import Count, Flag, NonNegative, Positive, Probability, Spec
+from specs.base import Count, Flag, NonNegative, NotIdentity, Positive, Probability, Spec, form
 from specs.calibration import Identity, Transform, calibrations, reference_problems
 from specs.problems import Path
 from specs.references import REWARDS, PairsOrPrompts, PreferencePairs, Prompts, TrainingReward
 from specs.rounds import Rounds
+from specs.stage import LAST_RUN, NEVER
 from specs.training import TrainingOnline
 
 if TYPE_CHECKING:
@@ -137,8 +138,13 @@ class RRHF(Rounds):
     """The loss on the best candidate: summed over its tokens (the paper), their mean, or divided by the padded length
     of prompt and candidate as the authors' code does."""
 
+    @property
+    def drawn(self) -> int:
+        """How many candidates of a prompt the stage draws itself."""
+        return getattr(self.candidates, "count", 0)
+
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
-        drawn = getattr(self.candidates, "count", 0)
+        drawn = self.drawn
         own = getattr(self.candidates, "data", True)
         if not drawn and self.max_new_tokens != RRHF.model_fields["max_new_tokens"].default:
             yield ("max_new_tokens",), "is for candidates that the stage draws itself, and it draws none; leave it out"
@@ -151,6 +157,11 @@ class RRHF(Rounds):
             if drawn == 1 and (prompts or not own):
                 what = f"`{member}` has no answers" if prompts else "the data's answers are no candidates"
                 yield ("candidates", "count"), f"{what}, so one candidate has nothing to be ranked against; draw more"
+
+
+Since = Annotated[
+    str, form(rf"^({LAST_RUN}|{NEVER}|[0-9a-f]{{64}})$", f"it is `{LAST_RUN}`, or a fingerprint of 64 digits")
+]
 
 
 class RAFT(Rounds):
@@ -178,9 +189,13 @@ class RAFT(Rounds):
     held_out: Prompts | None = None
     """Prompts on which the mean reward is measured. Once a round does not raise it, the rounds after it train no more and
     give the best model there was."""
+    since: Annotated[Since | None, NotIdentity()] = None  # what it comes to is a fact, and that is identity
+    """`last_run` goes on from the model that the last completed run of this study made with this stage, so that rounds
+    continue night after night; the first run begins from `from`. (A record has in its place what that came to: the fingerprint
+    of a model that the stage made, or `never`.)"""
 
     def problems(self, graph: Graph) -> Iterator[tuple[Path, str]]:
-        if self.kl_penalty and self.rounds == 1:
+        if self.kl_penalty and self.rounds == 1 and self.since is None:
             yield (
                 ("kl_penalty",),
                 "is taken off from the second round on, and there is one; raise `rounds`, or leave it out",

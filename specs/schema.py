@@ -1,6 +1,6 @@
 """The JSON Schema of the language, for editors, and the explanation of one field.
 
-Built from the models plus what only files have: `extends`, `replace`, `sweep`.
+Built from the models plus what only files have: `extends`, `spread`, `replace`, `sweep`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from specs.base import FORMS, Internal
 from specs.kinds import any_stage
-from specs.load import models_of
+from specs.load import FILE_KEYS, models_of
 from specs.problems import did_you_mean
 from specs.study import SECTIONS, Study
 
@@ -32,6 +32,10 @@ def schema() -> dict[str, Any]:
     made["properties"]["extends"] = {
         "type": "string",
         "description": "One parent file. Mappings merge deeply; a mapping with `replace: true` inherits nothing.",
+    }
+    made["properties"]["spread"] = {
+        "const": False,
+        "description": "The stages are written as they run, those of sweeps, grids and rounds one by one: an export says so.",
     }
     # What a parent may supply is not required beside `extends`, neither here nor inside of an entry.
     sections = {key: made["properties"][key] for key in SECTIONS}
@@ -102,6 +106,7 @@ def explain(path: str) -> list[str]:
     named by their `do`, decoding rules as `stages.decode.<method>`, rewards by their `kind`. Raises `KeyError` with
     a sentence where there is none."""
     made = language()
+    made["properties"] |= {key: schema()["properties"][key] for key in FILE_KEYS}
     node: dict[str, Any] = made
     name = "study"
     need = ""

@@ -12,11 +12,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from specs.kinds import KINDS
 from specs.problems import Mark, Path, Problem
 from specs.yaml_tree import Positions, Tree
 
 Places = list[tuple[Path, str, Mark]]
 
+IN_ROUNDS = ("raft", "rrhf", "dpo")
+"""The kinds that are `specs.rounds.Rounds`."""
 MOST = 1000
 """The most stages that one sweep, one grid or one `rounds` of a file may stand for: more are a slip of the pen."""
 
@@ -110,9 +113,15 @@ def _in_rounds(
 ) -> list[tuple[str, Tree]]:
     """The rounds of a stage. The last keeps the stage's name, so that the name means what came of them all."""
     rounds = stage["rounds"]
+    do = stage.get("do")
+    if isinstance(do, str) and do in KINDS and do not in IN_ROUNDS:
+        path: Path = ("stages", name, "rounds")
+        told = f"is for {', '.join(f'`{kind}`' for kind in IN_ROUNDS)}; `{do}` has none"
+        problems.append(Problem(positions.nearest(path, "key"), path, told))
+        return [(name, {key: value for key, value in stage.items() if key != "rounds"})]
     if not isinstance(rounds, int) or rounds < 1 or rounds > MOST:
         if isinstance(rounds, int) and rounds > MOST:
-            path: Path = ("stages", name, "rounds")
+            path = ("stages", name, "rounds")
             problems.append(Problem(positions.nearest(path), path, f"at most {MOST:,}"))
             return []
         return [(name, stage)]

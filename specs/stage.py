@@ -13,6 +13,10 @@ class Stage(Entry):
         return self.do
 
 
+LAST_RUN, NEVER = "last_run", "never"
+"""What a stage may go on `since`, beside a fingerprint."""
+
+
 class Seeded(Stage):
     """A stage that draws random numbers."""
 

@@ -6,13 +6,14 @@ from pydantic import Field, model_validator
 
 from specs.base import Entry, Name, Seed, Spec, StageName
 from specs.data import Data
-from specs.execution import Execution, Schedule, Tracking
+from specs.execution import Execution, Tracking
 from specs.graph import Graph, graph_problems
 from specs.judges import Judge
 from specs.kinds import EveryKind
 from specs.models import Model
 from specs.problems import show_path
 from specs.rewards import Reward
+from specs.schedule import Schedule
 from specs.stage import Stage
 
 SECTIONS = ("models", "data", "rewards", "judges", "stages")

@@ -112,7 +112,8 @@ def _explain(error: MarkedYAMLError, text: str) -> str:
     if "\t" in before:
         return "a tab; YAML is indented with spaces"
     context = f" {error.context}" if error.context else ""
-    return f"not YAML: {error.problem}{context}"
+    hint = "; quote `${env:...}` inside of `{}`" if "${" in before else ""
+    return f"not YAML: {error.problem}{context}{hint}"
 
 
 class _Reader:

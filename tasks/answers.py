@@ -34,6 +34,7 @@ from tasks.job import Log
 from tasks.memory import free_memory, peak_memory
 from tasks.models import Models
 from tasks.reader import Positions
+from tasks.room import no_room
 from tasks.row_lora import install
 from tasks.rules import Rule, Source, rule_of
 from tasks.sampler import sample
@@ -229,10 +230,7 @@ def leave_room(name: str, model: Any, prompts: Sequence[Sequence[int]], new: int
     sampler cannot run the model at all."""
     longest, limit = max(map(len, prompts)), context_length(model)
     if longest + new > limit:
-        raise UserError(
-            f"`{name}` reads {limit} tokens, and the longest prompt has {longest} before {new} new ones; shorten the "
-            "prompts or `max_new_tokens`"
-        )
+        raise UserError(no_room(name, limit, longest, new))
     try:
         check_room(model, range(1, len(prompts) + 1), prompts, new)
     except ValueError as error:

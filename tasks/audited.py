@@ -13,11 +13,12 @@ from registry.artifacts import Artifact
 from registry.methods.audits import divergence_of_gold
 from registry.methods.comparison import over_seeds
 from registry.methods.repetition import TrainingTexts
+from registry.rows import Pair, Prompt
 from specs.data import Data
 from specs.plan import canonical
 from tasks.drawing import Answer
 from tasks.inputs import PAIRS, RESPONSES, read_lines
-from tasks.lineage import direct, role
+from tasks.lineage import direct, made_on, role
 from tasks.properties import Properties
 
 Array = NDArray[np.float64]
@@ -30,9 +31,10 @@ class Learnt:
         self._known: dict[frozenset[str], TrainingTexts] = {}
 
     def by(self, policy: Artifact) -> TrainingTexts | None:
-        """None of a policy that was trained on no stored answers."""
+        """None of a policy that was trained on no stored answers, or on some that are not here: a promoted model does not bring
+        them."""
         sources = {f"{source.fingerprint}.{source.part}": source for source in _sources(policy)}
-        if not sources:
+        if not sources or not all(map(_is_here, sources.values())):
             return None
         mark = frozenset(sources)
         if mark not in self._known:
@@ -40,11 +42,36 @@ class Learnt:
         return self._known[mark]
 
 
+class Met:
+    """Which of an evaluation's prompts its policies knew; each data set is read once."""
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self._asked = [prompt.id for prompt in prompts]
+        self._known: dict[str, frozenset[str]] = {}
+
+    def by(self, policy: Artifact) -> dict[str, int]:
+        """How many of them stand, word for word, among those that the policy and its guides were made on: `prompts`; and of how
+        many data sets it is not known, because they are not here as they were: `unknown`."""
+        sources = list(made_on(policy))
+        here = [source for source in sources if _is_here(source)]
+        met = frozenset().union(*map(self._of, here))
+        return {"prompts": sum(prompt in met for prompt in self._asked), "unknown": len(sources) - len(here)}
+
+    def _of(self, source: Artifact) -> frozenset[str]:
+        mark = f"{source.fingerprint}.{source.part}"
+        if mark not in self._known:
+            assert isinstance(source.entry, Data)
+            rows = data.read(source.entry, source.part, f"data.{source.name}").rows
+            prompts = (Prompt(row.prompt) if isinstance(row, Pair) else row for row in rows)
+            self._known[mark] = frozenset(prompt.id for prompt in prompts)
+        return self._known[mark]
+
+
 def copied(
     properties: Properties, known: TrainingTexts | None, answers: list[list[Answer]]
 ) -> dict[str, dict[str, float]]:
     """How much of a policy's answers stands word for word in what it was trained on: the share of words in runs of eight that
-    occur there, and the share of answers that do as a whole. Empty for a policy that was trained on no stored answers."""
+    occur there, and the share of answers that do as a whole. Empty where those are not known."""
     if known is None:
         return {}
     shares = np.array([[[known.copied(a.text), known.has(a.text)] for a in row] for row in answers], dtype=float)
@@ -62,16 +89,28 @@ def _sources(policy: Artifact) -> Iterator[Artifact]:
             yield from stage.inputs.get(slot, ())
 
 
+def _is_here(source: Artifact) -> bool:
+    if not isinstance(source.entry, Data):
+        return source.folder is not None and (source.folder / _file_of(source)).exists()
+    fact = data.fact(source.entry, offline=True)
+    return source.entry.revision is not None or fact.identity == source.payload["facts"]
+
+
 def _answers_in(source: Artifact) -> Iterator[str]:
     if isinstance(source.entry, Data):
         if source.produces == "preference pairs":
             yield from (pair.chosen for pair in data.read(source.entry, source.part, f"data.{source.name}").rows)
         return
     assert source.folder is not None
+    rows = read_lines(source.folder / _file_of(source))
     if source.produces == "preference pairs":
-        yield from (row["chosen"] for row in read_lines(source.folder / PAIRS))
+        yield from (row["chosen"] for row in rows)
     else:
-        yield from (r["text"] for row in read_lines(source.folder / RESPONSES) for r in row["responses"])
+        yield from (r["text"] for row in rows for r in row["responses"])
+
+
+def _file_of(source: Artifact) -> str:
+    return PAIRS if source.produces == "preference pairs" else RESPONSES
 
 
 def apart(
@@ -131,7 +170,7 @@ def of_seeds(
 def _but_for_the_seed(policy: Artifact) -> str:
     """What a policy is, whatever the seeds of its training."""
     spec: dict[str, Any] = {name: value for name, value in policy.fields.items() if name != "seed"}
-    for slot in ("from", "previous"):
+    for slot in ("from", "previous", "since"):
         for below in policy.inputs.get(slot, ()):
             spec[slot] = _but_for_the_seed(below)
     return canonical([policy.payload["kind"], spec, policy.payload["facts"]])

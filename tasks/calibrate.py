@@ -14,7 +14,7 @@ from registry.calibration import CALIBRATION
 from registry.methods.calibration import self_excluded, uniformity
 from registry.rows import Prompt
 from tasks.answers import answer
-from tasks.inputs import UNIFORMITY, prompts_of, write_lines
+from tasks.inputs import UNIFORMITY, distinct_prompts_of, write_lines
 from tasks.job import Job, Result
 from tasks.own_samples import Drawn, drawn_once
 from tasks.scores import Scores
@@ -24,7 +24,7 @@ from tasks.threads import use_threads
 def calibrate(job: Job) -> Result:
     """Draws, scores, tests, and writes each prompt's rewards in order, each with its text."""
     use_threads(job.execution)
-    prompts = list({p.id: p for p in prompts_of(job, "prompts")}.values())
+    prompts = distinct_prompts_of(job, "prompts")
     scores = Scores(job.execution, job.log)
 
     def rolled_out() -> Drawn:

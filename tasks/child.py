@@ -197,14 +197,13 @@ def _child(sender: Connection, request: Request) -> None:
 def _together(request: Request, job: Job, send: Callable[[Event], None]) -> Event:
     from tasks.distributed import launch
 
-    try:
-        return launch(request.body, job, request.processes, send)
-    except UnfitError as error:
-        return "failed", ("unfit", str(error), "")
+    return launch(request.body, job, request.processes, send)
 
 
 def outcome_of(body: str, job: Job) -> Event:
     """Runs the body; its result or its failure as the last event."""
+    from tasks.machine import machine  # loads torch, which the parent does without
+
     try:
         result = _body(body)(job)
     except UserError as error:
@@ -216,7 +215,10 @@ def outcome_of(body: str, job: Job) -> Event:
             return "failed", ("unfit", fault, "")
         traceback.print_exc()
         return "failed", ("defect", f"{type(error).__name__}: {error}", traceback.format_exc())
-    return "done", {"metrics": result.metrics}
+    from tasks.memory import most_in_use
+
+    spent = most_in_use() | {"processor_seconds": round(time.process_time(), 3)}
+    return "done", {"metrics": result.metrics, "machine": machine(), "spent": spent}
 
 
 def _disk_fault(error: BaseException, out: Path) -> str | None:

@@ -1,4 +1,5 @@
-"""What an answer of a policy costs, whoever else drew at the same time: positions, tokens, reward calls, seconds, memory.
+"""What an answer of a policy costs, whoever else drew at the same time: positions, tokens, whole texts that rewards scored, seconds,
+memory.
 
 All but memory are of one answer asked for alone, on average over the prompts: its prompt is read once, its own draws are made
 (best-of-2 makes two, though best-of-4 drew four beside it), and a greedy answer, which serves for every sample, is made once.
@@ -6,24 +7,33 @@ All but memory are of one answer asked for alone, on average over the prompts: i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from registry.rows import Prompt
 from tasks.account import Account
 from tasks.drawing import Answer
 from tasks.rules import Rule
 from tasks.scores import Scores
 
 
-def counted(rule: Rule, account: Account, samples: int) -> dict[str, float]:
-    """What does not depend on the machine, nor on what else was in a batch."""
+def counted(rule: Rule, account: Account, samples: int, prompts: Sequence[Prompt], scores: Scores) -> dict[str, float]:
+    """What does not depend on the machine, nor on what else was in a batch. `fixed_positions`, of the prompt in the model and in
+    its guides, are among the others: they are read once however many draws are made."""
     drawing = account.drawings[rule.source]
-    draws, prompts = _own_draws(rule, account, samples), len(drawing.answers)
-    answers = prompts * (1 if rule.temperature == 0 else samples)
+    draws, asked = _own_draws(rule, account, samples), len(drawing.answers)
+    reward = rule.reward
+    read = (
+        (scores.read(reward, p, a.text) for p, row in zip(prompts, draws, strict=True) for a in row) if reward else ()
+    )
+    answers = asked * (1 if rule.temperature == 0 else samples)
     own = [a.tokens for row in draws for a in row]
     return {
-        "prompt_positions": drawing.prefill / prompts,
+        "prompt_positions": drawing.prefill / asked,
+        "fixed_positions": (drawing.prefill + drawing.guides.prefill) / asked,
         "decode_positions": (drawing.decode if rule.guided else sum(own) - len(own)) / answers,
-        "guide_positions": drawing.guides.prefill / prompts + drawing.guides.decode / answers,
+        "guide_positions": drawing.guides.prefill / asked + (drawing.guides.decode + sum(read)) / answers,
         "tokens": (drawing.drawn if rule.guided else sum(own)) / answers,
-        "reward_calls": (len(own) if rule.reward else drawing.texts) / answers,
+        "texts_scored": (len(own) if rule.reward else drawing.texts) / answers,
     }
 
 

@@ -6,7 +6,6 @@ Whoever fails says so, and all end.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pickle
 import subprocess
@@ -19,7 +18,7 @@ from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
-from specs.problems import UnfitError
+from registry.machine import threads
 from tasks.job import Event, Job, Log
 
 SHARDED = {
@@ -38,9 +37,7 @@ GONE: Event = ("gone", None)
 
 def launch(body: str, job: Job, processes: int, send: Any) -> Event:
     """Runs `body` (`module:function`) in so many processes; passes their reports to `send`, and returns the last one, done
-    or failed. Raises `UnfitError` where the way of sharding is not installed."""
-    if job.execution.sharding == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        raise UnfitError("`execution.sharding: deepspeed` needs the package deepspeed, which is not installed")
+    or failed."""
     with tempfile.TemporaryDirectory(prefix="alignflow-") as folder:
         address = str(Path(folder) / "reports")
         task = Path(folder) / "task"
@@ -66,12 +63,21 @@ def launch(body: str, job: Job, processes: int, send: Any) -> Event:
     done = [event for event in outcome if event[0] == "done"]
     if failures or not done:
         return (failures or [("failed", ("defect", f"the processes ended with status {code} and no result", ""))])[0]
-    return done[0]
+    others = [content for kind, content in outcome if kind == "joined"]
+    return "done", {**done[0][1], "spent": _together([done[0][1]["spent"], *others])}
+
+
+def _together(spent: list[dict[str, float]]) -> dict[str, float]:
+    """What processes had in use: on the host as if they shared nothing, and on the fullest of the devices."""
+    return {
+        "host_bytes": sum(one["host_bytes"] for one in spent),
+        "device_bytes": max(one["device_bytes"] for one in spent),
+        "processor_seconds": sum(one["processor_seconds"] for one in spent),
+    }
 
 
 def _threads(job: Job, processes: int) -> str:
-    cores = job.execution.threads or len(os.sched_getaffinity(0))
-    return str(max(1, cores // processes))
+    return str(max(1, threads(job.execution.threads) // processes))
 
 
 def _launcher(execution: Any, processes: int) -> list[str]:
@@ -157,7 +163,7 @@ def _main(task: str) -> int:
             out = Path(task).with_name(f"process-{rank}")
             out.mkdir()
         event = outcome_of(body, Job(artifact, out, scratch, execution, Log(send)))
-        send(event if rank == 0 or event[0] == "failed" else ("joined", None))
+        send(event if rank == 0 or event[0] == "failed" else ("joined", event[1]["spent"]))
         return 0 if event[0] == "done" else 1
 
 

@@ -41,8 +41,8 @@ Array = NDArray[np.float64]
 
 TOGETHER = 1024
 """Tokens of one prompt's answers that are read at a time, with what each is drawn from; one answer at least."""
-POSITIONS = 128
-"""Positions whose distributions over the whole vocabulary are compared at a time, in double precision."""
+CHUNK = 1 << 19
+"""Probabilities that are compared at a time, in double precision: in larger pieces a processor spends its time on mapping memory."""
 
 
 @dataclass(frozen=True)
@@ -173,15 +173,17 @@ def _side_by_side(policy: Any, ours: Row, reference: Any, theirs: Row, rule: Rul
     own = its if policy is reference else _logits(policy, ours)
     size = min(own.shape[1], its.shape[1])  # what one model's spare embeddings give has no token
     sums = torch.zeros(len(ours[1]), len(Sums._fields), dtype=torch.float64, device=reference.device)
-    for at in range(0, len(tokens), POSITIONS):
-        here = slice(at, at + POSITIONS)
+    positions = max(1, CHUNK // size)
+    for at in range(0, len(tokens), positions):
+        here = slice(at, at + positions)
         weights = decoding_weights(own[here, :size].float(), rule.temperature, rule.top_k, rule.top_p)
         if rule.top_k or rule.top_p < 1:
             # Read in another batch a token at the edge may be rounded out of what is kept. It was drawn: there it is again.
             whole = decoding_weights(own[here, :size].float(), rule.temperature, 0, 1.0)
             weights = weights.scatter(1, tokens[here, None], whole.gather(1, tokens[here, None]))
-        log_probs = its[here, :size].float().log_softmax(-1)
-        log_own, log_its = sampled_token(weights, tokens[here]), log_probs.gather(1, tokens[here, None])[:, 0].double()
+        # In single precision the sum over a large vocabulary is off by 1e-5, and a model is away from itself.
+        log_probs = its[here, :size].double().log_softmax(-1)
+        log_own, log_its = sampled_token(weights, tokens[here]), log_probs.gather(1, tokens[here, None])[:, 0]
         each = [token_kl(weights, log_probs), k1(log_own, log_its), k3(log_own, log_its), log_its]
         sums.index_add_(0, owners[here], torch.stack(each, dim=1))
     return (Sums(*row) for row in sums.tolist())

@@ -16,20 +16,21 @@ from registry.artifacts import Artifact
 from registry.methods.audits import length_bias
 from registry.methods.best_of_n import expected_best
 from registry.methods.comparison import best_of_n_win_rates, strict_win_rates, win_rates
-from registry.methods.significance import holm, minimum_detectable_effect, permutation_p
+from registry.methods.significance import can_tell, draws_for, holm, minimum_detectable_effect, permutation_p
 from registry.rows import Prompt
 from registry.updates import soup_weights
 from specs.evaluation import Evaluate
 from specs.soup import Soup
 from tasks.account import Account
 from tasks.answers import answer
-from tasks.audited import Learnt, apart, copied, of_seeds
+from tasks.audited import Learnt, Met, apart, copied, of_seeds
 from tasks.costs import counted, measured
 from tasks.drawing import Answer
 from tasks.evaluation_table import EVALUATION, GENERATIONS, MEASURED, TRACES
-from tasks.inputs import pairs_of, prompts_of, write_lines
+from tasks.inputs import distinct_prompts_of, pairs_of, write_lines
 from tasks.job import Job, Result
 from tasks.judged import judged, try_judges
+from tasks.lineage import role
 from tasks.properties import Properties
 from tasks.rules import Rule, rule_of
 from tasks.scores import Scores
@@ -42,7 +43,7 @@ def evaluate(job: Job) -> Result:
     """Samples, scores, compares and writes `evaluation.json`, `measured.json`, `generations.jsonl`, `traces.jsonl` and, with judges,
     `verdicts.jsonl`."""
     use_threads(job.execution)
-    prompts = prompts_of(job, "prompts")
+    prompts = distinct_prompts_of(job, "prompts")
     policies = list(job.many("policies"))
     reference = next((i for i, p in enumerate(policies) if p.fingerprint == job.one("against").fingerprint), None)
     if reference is None:
@@ -65,7 +66,7 @@ def evaluate(job: Job) -> Result:
     )
     rewards = [_judged(r, prompts, answers, known) for r in job.many("rewards")]
     rules = [rule_of(policy) for policy in policies]
-    properties, learnt = Properties(job, prompts), Learnt()
+    properties, learnt, met = Properties(job, prompts), Learnt(), Met(prompts)
     likely = properties.likelihoods(rules, answers, account)
     if job.many("perplexity_of"):
         given = properties.of_given(rules, pairs_of(job, "perplexity_of"))
@@ -77,6 +78,7 @@ def evaluate(job: Job) -> Result:
         [_of_reward(properties, policies, i, reference, scores, lengths[i]) for scores in rewards]
         for i in range(len(policies))
     ]
+    chooser = _chooser(policies, job.many("rewards"))
     for place in range(len(rewards)):
         _count_comparisons(policies, [found[place]["difference"] for found in by_reward])
     evaluation = {
@@ -89,6 +91,7 @@ def evaluate(job: Job) -> Result:
             {
                 "fingerprint": policy.fingerprint,
                 **properties.wording(answers[i]),
+                "met": met.by(policy),
                 "copied": copied(properties, learnt.by(policy), answers[i]),
                 **likely[i],
                 "rewards": by_reward[i],
@@ -96,14 +99,15 @@ def evaluate(job: Job) -> Result:
                 "apart": apart(properties, policy, job.many("rewards"), rewards, i, reference),
                 "best_of": [
                     [{"n": n, **properties.interval(values)._asdict()} for n, values in curve]
-                    for curve in _best_of(job, rules[i], prompts, account, known)
+                    for curve in _best_of(job, rules[i], chooser, prompts, account, known)
                 ],
-                "cost": counted(rules[i], account, budget.samples_per_prompt),
+                "cost": counted(rules[i], account, budget.samples_per_prompt, prompts, known),
             }
             for i, policy in enumerate(policies)
         ],
         "over_seeds": of_seeds(properties, policies, rewards, reference),
         "rewards": [r.fingerprint for r in job.many("rewards")],
+        "chooser": chooser,
         "judges": [judge.fingerprint for judge in job.many("judges")],
     }
     text = json.dumps(evaluation, indent=1, allow_nan=False)
@@ -138,10 +142,12 @@ def _of_reward(
     }
     if policies[i].fingerprint != policies[reference].fingerprint and len(scores[i]) > 1:
         difference = by_prompt["difference"]
+        draws = draws_for(len({policy.fingerprint for policy in policies}) - 1, resamples=entry.resamples)
         found["difference"] |= {
-            "p": permutation_p(difference, resamples=entry.resamples, seed=properties.job.seed),
-            "detectable": minimum_detectable_effect(difference, confidence=entry.confidence),
+            "p": permutation_p(difference, resamples=draws, seed=properties.job.seed),
         }
+        if can_tell(len(difference), confidence=entry.confidence) and np.ptp(difference) > 0:
+            found["difference"]["detectable"] = minimum_detectable_effect(difference, confidence=entry.confidence)
     return found
 
 
@@ -175,17 +181,24 @@ def _by_prompt(
     return found if gap is None else found | {"lmc_gap": gap}
 
 
+def _chooser(policies: Sequence[Artifact], rewards: Sequence[Artifact]) -> int:
+    """The place of the reward that chooses among the draws of policies that have none of their own: the first that guides some
+    policy, so that what is held out judges alone."""
+    guiding = (place for place, r in enumerate(rewards) if any(role(policy, r) == "guides" for policy in policies))
+    return next(guiding, 0)
+
+
 def _best_of(
-    job: Job, rule: Rule, prompts: Sequence[Prompt], account: Account, known: Scores
+    job: Job, rule: Rule, chooser: int, prompts: Sequence[Prompt], account: Account, known: Scores
 ) -> Iterator[list[tuple[int, Array]]]:
     """Of a policy that draws at random: by reward, what it would be worth, prompt by prompt, with n draws to choose among,
-    for n up to all that were drawn. Its own reward chooses, and of a policy without one the first that judges."""
+    for n up to all that were drawn. Its own reward chooses, and of a policy without one that at `chooser`."""
     if rule.temperature == 0:
         return
     draws = job.entry.budget.samples_per_prompt * rule.n
     texts = [[a.text for a in row[:draws]] for row in account.drawings[rule.source].answers]
     rewards = job.many("rewards")
-    guide = rule.sign * np.array(known.of(rule.reward or rewards[0], prompts, texts))
+    guide = rule.sign * np.array(known.of(rule.reward or rewards[chooser], prompts, texts))
     for reward in rewards:
         values = np.array(known.of(reward, prompts, texts))
         yield [(n, expected_best(guide, values, n)) for n in range(1, draws + 1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,13 +60,32 @@ class Evaluation:
         for name, policy, spent, made in zip(
             self.policies, self.results["policies"], self.measured, self.making, strict=True
         ):
-            row: dict[str, Any] = {"policy": name} | _spread("length", policy["length"])
+            row: dict[str, Any] = (
+                {"policy": name} | _spread("length", policy["length"]) | {"prompts_met": policy["met"]["prompts"]}
+            )
             for group in ("texts", "copied", "kl", "perplexity"):
                 for what, values in policy[group].items():
                     row |= _spread(f"{group}_{what}" if group in ("kl", "perplexity") else what, values)
             row |= {f"{what}_per_answer": count for what, count in policy["cost"].items()}
             row["seconds_per_answer"] = spent["seconds"]
             yield row | {"peak_memory": spent["memory"], "making_seconds": made}
+
+    def met(self, policies: Collection[str] = ()) -> str:
+        """Which policies (or which of some) were made on some of the prompts, or on data that are not here any more, in words;
+        empty where none was."""
+        prompts = self.results["prompts"]
+        pairs = zip(self.policies, self.results["policies"], strict=True)
+        met = {name: found["met"] for name, found in pairs if name in policies or not policies}
+        counts = {name: one["prompts"] for name, one in met.items() if one["prompts"]}
+        each = ", ".join(f"{name} ({'all' if many == prompts else many})" for name, many in counts.items())
+        unknown = ", ".join(name for name, one in met.items() if one["unknown"])
+        told = [
+            f"not held out: of the {prompts} prompts, those that policies or their guides were made on: {each}"
+            if each
+            else "",
+            f"not known, for data that it was made on are not here as they were: {unknown}" if unknown else "",
+        ]
+        return "; ".join(filter(None, told))
 
     def best_of(self) -> Iterator[dict[str, Any]]:
         """One row for each policy that draws at random, reward and number of draws: what the best of so many is worth,
@@ -98,6 +117,17 @@ class Evaluation:
         return verdict_rows(self.policies, self.judges, self.reference, self.results)
 
     @property
+    def chooser(self) -> str:
+        """The reward that chooses among the draws of policies that have none of their own."""
+        chooser: int = self.results["chooser"]
+        return self.rewards[chooser]
+
+    def fingerprint(self, policy: str) -> str:
+        """Equal for the names of one policy."""
+        fingerprint: str = self.results["policies"][self.policies.index(policy)]["fingerprint"]
+        return fingerprint
+
+    @property
     def inference(self) -> list[str]:
         """The metrics of procedures that policies were put behind."""
         return [name for name in self.results["policies"][0]["rewards"][0] if "_of_" in name]
@@ -109,21 +139,35 @@ class Evaluation:
         name = next(known, None)
         return None if name is None else (name, found[name])
 
-    def metric(self, policy: str, metric: str) -> float:
-        """A policy's `reward.<name>`, `win_rate.<name>` (or another that is judged by a reward), `judge.<name>`, or `length`."""
+    def interval(self, policy: str, metric: str) -> dict[str, float]:
+        """A policy's `reward.<name>`, `win_rate.<name>` (or another that is judged by a reward), `judge.<name>`, or `length`:
+        `estimate`, `low` and `high`."""
         what, _, reward = metric.partition(".")
         found = self.results["policies"][self.policies.index(policy)]
         if what == "length":
-            return float(found["length"]["estimate"])
-        if what == "judge":
-            return win_rate(found["judges"][self.judges.index(reward)])
-        return float(found["rewards"][self.rewards.index(reward)][what]["estimate"])
+            interval = found["length"]
+        elif what == "judge":
+            interval = win_rate(found["judges"][self.judges.index(reward)])
+        else:
+            interval = found["rewards"][self.rewards.index(reward)][what]
+        return {end: float(interval[end]) for end in ("estimate", "low", "high")}
+
+    def prompts(self, policy: str, metric: str) -> int:
+        """How many prompts tell of it: of a judge's win rate those that it gave a verdict on."""
+        what, _, name = metric.partition(".")
+        found = self.results["policies"][self.policies.index(policy)]
+        judged = found["judges"][self.judges.index(name)] if what == "judge" else None
+        return int((judged or self.results)["prompts"])
+
+    def metric(self, policy: str, metric: str) -> float:
+        """The estimate alone."""
+        return self.interval(policy, metric)["estimate"]
 
     def metrics(self) -> dict[str, float]:
         """Every estimate and interval end under a name for MLflow."""
         found: dict[str, float] = {}
         for row in self.rows():
-            policy, reward = _metric_name(row["policy"]), row["judged_by"]
+            policy, reward = _metric_name(row["policy"]), _metric_name(row["judged_by"])
             for what in self.results["policies"][self.policies.index(row["policy"])]["rewards"][0]:
                 for end in ("", "_low", "_high"):
                     found[f"{policy}/{what}{end}/{reward}"] = row[f"{what}{end}"]
@@ -131,8 +175,8 @@ class Evaluation:
             found[f"{policy}/finished"] = row["finished"]
         for row in self.apart():
             for end in ("", "_low", "_high"):
-                name = f"{_metric_name(row['policy'])}/gained_more{end}/{row['guide']} than {row['gold']}"
-                found[name] = row[f"gained_more{end}"]
+                which = f"{_metric_name(row['guide'])} than {_metric_name(row['gold'])}"
+                found[f"{_metric_name(row['policy'])}/gained_more{end}/{which}"] = row[f"gained_more{end}"]
         for row in self.policy_rows():
             policy = _metric_name(row["policy"])
             found |= {f"{policy}/{what}": value for what, value in row.items() if what != "policy"}
@@ -141,9 +185,9 @@ class Evaluation:
         return found
 
 
-def _metric_name(policy: str) -> str:
+def _metric_name(name: str) -> str:
     """MLflow's metric names allow no brackets or equals signs: `bon[n=4]` is `bon-n-4`."""
-    return policy.replace("[", "-").replace("=", "-").replace(",", "-").rstrip("]")
+    return name.replace("[", "-").replace("=", "-").replace(",", "-").rstrip("]")
 
 
 def _spread(name: str, interval: dict[str, float]) -> dict[str, float]:

@@ -6,9 +6,9 @@ sees, and is freed with its holder.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from registry import nvidia
+from specs.execution import Execution
 from specs.problems import UnfitError
 
 
@@ -28,20 +30,37 @@ def device_names() -> tuple[str, ...]:
     if visible is not None:
         names = (v.strip() for v in visible.split(","))
         return tuple(v for v in names if v and v != "-1")
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(answer.stdout.split())
+    return _of_this_host()
 
 
-def require(gpus: int) -> None:
-    """Raises `UnfitError` where a study asks for more GPUs than there are."""
-    if gpus > len(device_names()):
-        raise UnfitError(
-            f"`execution.gpus: {gpus}`, and this machine shows {len(device_names())}; run it where there are, or set it to 0"
-        )
+def count() -> int:
+    """The GPUs of this host, whichever of them this process may use."""
+    return max(len(_of_this_host()), len(device_names()))
+
+
+def studies_at_once() -> int:
+    """How many deployed studies this host runs at once: two on the same cores would ruin each other."""
+    return max(1, count())
+
+
+def _of_this_host() -> tuple[str, ...]:
+    return tuple(index for (index,) in nvidia.asked("index"))
+
+
+def lacking(execution: Execution) -> str | None:
+    """What a study asks for and this machine has not: so many GPUs, or what splits a model over them."""
+    if execution.gpus > len(device_names()):
+        there = len(device_names()) or "none"
+        return f"`execution.gpus: {execution.gpus}`, and this machine shows {there}; run it where there are, or set it to 0"
+    if execution.sharding == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        return "`execution.sharding: deepspeed` needs the package deepspeed, which is not installed"
+    return None
+
+
+def require(execution: Execution) -> None:
+    """Raises `UnfitError` where a study asks for what this machine has not."""
+    if told := lacking(execution):
+        raise UnfitError(told)
 
 
 def limit_name() -> str:

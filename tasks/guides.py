@@ -16,6 +16,7 @@ import torch
 from registry.artifacts import Artifact
 from registry.dialogue_text import ANY_ANSWER, ANY_DIALOGUE, behind_the_end, cut_left, decode_answer, encode_answer
 from registry.language_models import LanguageModel
+from registry.reading import noting
 from registry.reward_models import longest_dialogue
 from registry.rows import Prompt, encode_request
 from registry.vocabularies import difference
@@ -51,6 +52,8 @@ class Guides:
     meter: Meter | None = field(init=False, default=None)
     texts: int = field(init=False, default=0)
     """Whole texts that were scored."""
+    _read: int = field(init=False, default=0)
+    """Positions that models read for them."""
     prompts: list[Prompt] = field(init=False, default_factory=list)
     way: Companion = field(init=False)
     """How the policy is decoded: see `tasks.sampler.sample`."""
@@ -67,7 +70,9 @@ class Guides:
         """What all guides have read."""
         witness = self.meter.reader if self.meter else None
         each = [reader.count for reader, *_ in self._given if reader is not witness]
-        return Positions(*(sum(getattr(one, what) for one in each) for what in ("prefill", "padding", "decode")))
+        found = Positions(*(sum(getattr(one, what) for one in each) for what in ("prefill", "padding", "decode")))
+        found.decode += self._read
+        return found
 
     def give(self, prompt: Prompt, new: int, *, is_plain: bool = False, told: str | None = None) -> None:
         """The next prompt, to which there will be `new` tokens; a plain one is read as it stands, without templates. Raises
@@ -147,7 +152,9 @@ class Guides:
             texts = [[decode_answer(self.base.tokenizer, answer) for answer in row] for row in answers]
             asked = [self.prompts[place].messages for place, row in zip(places, texts, strict=True) for _ in row]
             self.texts += len(asked)
-            found = iter(score(asked, [text for row in texts for text in row]))
+            with noting() as noted:
+                found = iter(score(asked, [text for row in texts for text in row]))
+            self._read += sum(map(sum, noted))
             return [[next(found) for _ in row] for row in texts]
 
         return TextBlocks(reward)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,22 @@ UNIFORMITY = "uniformity.json"
 def prompts_of(job: Job, slot: str) -> list[Prompt]:
     """The prompts of a data set; those of preference pairs each once."""
     if job.one(slot).produces == "preference pairs":
-        return list({prompt.id: prompt for prompt in (Prompt(pair.prompt) for pair in pairs_of(job, slot))}.values())
+        return once(Prompt(pair.prompt) for pair in pairs_of(job, slot))
     return list(_rows(job, slot))
+
+
+def distinct_prompts_of(job: Job, slot: str) -> list[Prompt]:
+    """Each prompt once, where it is the unit: of what is counted, or of an interval."""
+    prompts = prompts_of(job, slot)
+    found = once(prompts)
+    if lost := len(prompts) - len(found):
+        job.log.note(f"{job.one(slot).name}: {lost} of {len(prompts)} prompts repeat one before, and are asked once")
+    return found
+
+
+def once(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Each prompt once, in the order of their first coming."""
+    return list({prompt.id: prompt for prompt in prompts}.values())
 
 
 def pairs_of(job: Job, slot: str) -> list[Pair]:

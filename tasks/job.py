@@ -85,3 +85,7 @@ class Result:
     """What a body found out; its files lie in `job.out`."""
 
     metrics: dict[str, float] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    """What it computed with; its process says so itself."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """`host_bytes` and `device_bytes`, the most in use at once, and `processor_seconds`; written by who ran the body."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from registry.artifacts import Artifact
 from registry.dialogue_text import decode_answer, decode_plain
 from registry.rows import encode_request
+from specs.load import say
 from specs.problems import UserError
 from tasks.answers import best_draw
 from tasks.batch import Batch, Request, Seat
@@ -38,9 +39,8 @@ def rule_under(policy: Artifact, asked: Asked) -> Rule:
             type(entry).model_validate(entry.model_dump(by_alias=True) | held)
         except ValidationError as error:
             first = error.errors()[0]
-            told = str(first["msg"]).removeprefix("Value error, ")
             raise UserError(
-                f"`{policy.name}`: {'.'.join(map(str, first['loc']))} {told}".replace(":  ", ": ")
+                f"`{policy.name}`: {'.'.join(map(str, first['loc']))} {say(first)}".replace(":  ", ": ")
             ) from None
     return replace(
         rule, temperature=changed.get("temperature", rule.temperature), top_p=changed.get("top_p", rule.top_p)

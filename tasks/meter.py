@@ -71,14 +71,14 @@ class Meter:
         begun = time.monotonic()
         if self.reader is not None:
             logits, self._parts = torch.cat(self._parts), []
-        reference = logits.float().log_softmax(-1)
+        reference = logits.double().log_softmax(-1)  # as in `tasks.divergence`
         if candidates is None:  # what one model's spare embeddings give has no token
             size = min(reference.shape[1], whole.shape[1])
             reference, whole = reference[:, :size], whole[:, :size]
         else:
             reference = reference.gather(1, candidates)
         weights, taken = decoding_weights(whole, *rule), place.clamp(min=0)
-        own, its = sampled_token(weights, taken), reference.gather(1, taken[:, None])[:, 0].double()
+        own, its = sampled_token(weights, taken), reference.gather(1, taken[:, None])[:, 0]
         found = torch.stack([token_kl(weights, reference), k1(own, its), k3(own, its), its], dim=1)
         for seat, values in zip(seats, found.tolist(), strict=True):
             where = seat.prompt, seat.number

@@ -12,6 +12,7 @@ import tasks.average_experts
 import tasks.calibrate
 import tasks.evaluate
 import tasks.generate
+import tasks.machine
 import tasks.train_autoregressive_reward_model
 import tasks.train_bond
 import tasks.train_dpo

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from registry.artifacts import Artifact
+from registry.reading import noting
 from registry.rewards import scorer
 from registry.rows import Prompt
 from specs.execution import Execution
@@ -21,6 +22,7 @@ class Scores:
     def __init__(self, execution: Execution, log: Log, models: Models | None = None):
         self._execution, self._log, self._models = execution, log, models
         self._known: dict[tuple[str, str, str], float] = {}
+        self._read: dict[tuple[str, str, str], int] = {}
         self._spent: dict[str, tuple[int, float]] = {}
 
     def of(self, reward: Artifact, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -32,14 +34,20 @@ class Scores:
             self._log.note(f"scoring {len(new):,} answers by {reward.name}")
             score = self._models.score(reward) if self._models else scorer(reward, batch=self._execution.rows)
             begun = time.monotonic()
-            values = score([p.messages for p, _ in new.values()], [text for _, text in new.values()])
+            with noting() as noted:
+                values = score([p.messages for p, _ in new.values()], [text for _, text in new.values()])
             many, seconds = self._spent.get(reward.fingerprint, (0, 0.0))
             self._spent[reward.fingerprint] = many + len(new), seconds + time.monotonic() - begun
             self._known |= dict(zip(new, values, strict=True))
+            self._read |= dict(zip(new, noted.of_each(len(new)), strict=True))
             del score
             free_memory()
         found = (self._known[key] for key in keys)
         return [[next(found) for _ in row] for row in answers]
+
+    def read(self, reward: Artifact, prompt: Prompt, text: str) -> int:
+        """Positions that the models of a reward read to score a text, which it has scored."""
+        return self._read[reward.fingerprint, prompt.id, text]
 
     def seconds(self, reward: Artifact) -> float:
         """What an answer took to score, on average; 0 where none was scored."""

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 
 from filelock import FileLock
 
+from registry.claims import Claim
 from registry.home import study_folder
 from registry.store import Stored, disk_errors, link
+from tasks import versions
 from tasks.observer import Observer
+from tasks.places import registry_place
 from tasks.tracking import Tracker
 from tasks.view import LAST, View, last_payloads
 
@@ -26,6 +29,7 @@ class Session(View):
     tracker: Tracker
     tags: dict[str, str]
     observe: Observer
+    claim: Claim
     body_seconds: float = 0.0
     """Time spent inside stage bodies, over all stages."""
     _finished: dict[str, Stored] = field(default_factory=dict)
@@ -40,6 +44,15 @@ class Session(View):
 
     def stored(self, name: str) -> Stored | None:
         return self._finished.get(name) or super().stored(name)
+
+    def fetch(self, name: str) -> Stored:
+        """Places a promoted model's files into the store; the caller holds its lock."""
+        self.observe(name, "started", None)
+        began = time.monotonic()
+        stored = versions.fetch(self.home, self.nodes[name], registry_place(self.study, self.home)[0])
+        self.finished(name, stored)
+        self.observe(name, "done", ({}, time.monotonic() - began))
+        return stored
 
     def add_body_time(self, seconds: float) -> None:
         with self._lock:

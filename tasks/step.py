@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 from mlflow.entities import Metric
@@ -23,22 +22,17 @@ from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.states import Completed, State
 
-from registry.provenance import provenance
 from registry.store import Stored, building, drop_if_empty, find, locked, publish, scratch_of
 from specs.base import seconds
-from specs.data import Data
-from specs.models import Model
 from specs.problems import UnfitError, UserError
 from tasks import child, gpus
 from tasks.bodies import BODIES
-from tasks.evaluation_table import generations, named
-from tasks.inputs import RESPONSES, dropped_rows, read_lines
+from tasks.experience import Experience
+from tasks.record import Record
 from tasks.session import Session
+from tasks.telling import TRAINED, model_entity, tell
 from tasks.view import Work
 
-TRAINED = (
-    "sft", "reward_model", "autoregressive_reward_model", "prefix_scorer", "rl", "rrhf", "raft", "dpo", "qrpo", "bond", "soup",
-)  # fmt: skip
 TRANSIENT = (child.Killed, ConnectionError, TimeoutError)
 """The only errors worth another try. A person's mistake, a defect, and a stage that ran out of time are not."""
 PROGRESS_EVERY = 5.0  # seconds between updates of a stage's progress artifact
@@ -88,7 +82,7 @@ def run_step(name: str, session: Session) -> Any:
                 return _cached(session, work, stored)
             if forced:
                 shutil.rmtree(scratch_of(session.home, work.kind, work.fingerprint), ignore_errors=True)
-            stored = _build(session, work)
+            stored = session.fetch(name) if session.nodes[name].held_by else _build(session, work)
     except child.Interrupted:
         session.observe(name, "failed", "stopped")
         raise
@@ -147,8 +141,10 @@ def _devices(session: Session, name: str) -> Iterator[str]:
 
 def _build(session: Session, work: Work) -> Stored:
     artifact = session.artifact(work.name)
+    scratch = scratch_of(session.home, work.kind, work.fingerprint)
     with _devices(session, work.name) as devices:
         session.observe(work.name, "started", None)
+        begun = Record(session, work, scratch, _attempt())
         run = session.tracker.start_child(
             f"{work.name} {work.fingerprint[:8]}",
             {**session.tags, "alignflow.stage": work.name, "alignflow.kind": work.kind,
@@ -158,33 +154,26 @@ def _build(session: Session, work: Work) -> Stored:
         status = "FAILED"
         try:
             session.check_leaves(work.name)
+            foreseen = Experience(session).to_record(work.name)
             with building(session.home, work.kind, work.fingerprint) as out:
                 log = session.home / "logs" / session.study.name / f"{work.name}.log"
                 request = child.Request(
-                    BODIES[work.kind], artifact, out, scratch_of(session.home, work.kind, work.fingerprint),
-                    session.study.execution, log, devices, (str(session.folder), *sys.path), _processes(session, work.kind),
+                    BODIES[work.kind], artifact, out, scratch, session.study.execution, log, devices,
+                    (str(session.folder), *sys.path), _processes(session, work.kind),
                 )  # fmt: skip
                 timeout = session.study.execution.timeout
                 relay = _Relay(session, work.name, run)
                 result, elapsed = child.run_body(request, on_event=relay, timeout=seconds(timeout) if timeout else None)
                 relay.end()
                 session.add_body_time(elapsed)
-                model = _model_entity(session, work, run)
-                record = {
-                    "payload": work.payload,
-                    "inputs": [
-                        {"slot": slot, "kind": session.nodes[i].kind, "fingerprint": session.nodes[i].fingerprint}
-                        for slot, i in session.nodes[work.name].inputs
-                    ],
-                    "metrics": {**result.metrics, **dropped_rows(out)},
-                    "provenance": provenance(session.study.execution.gpus, session.study.execution.threads)
-                    | {"seconds": round(elapsed, 3), "finished": datetime.now(UTC).isoformat()},
-                    "mlflow": {"run": run or None, "experiment": session.tracker.experiment_id, "model": model},
+                model = model_entity(session, work, run)
+                record = begun.end(result, out, elapsed, foreseen) | {
+                    "mlflow": {"run": run or None, "experiment": session.tracker.experiment_id, "model": model}
                 }
                 stored = publish(session.home, work.kind, work.fingerprint, out, record)
             session.finished(work.name, stored)
             session.remember()  # at once, so that no `gc` meanwhile takes it for forgotten
-            _report(session, work, stored, run, elapsed)
+            tell(session, work, stored, run, elapsed)
             status = "FINISHED"
         except child.Interrupted:
             status = "KILLED"
@@ -206,55 +195,10 @@ def _task_run_id() -> str:
     return str(context.task_run.id) if context else ""
 
 
-def _model_entity(session: Session, work: Work, run: str) -> str | None:
-    """The MLflow model of a trained artifact, with edges from the models it was made of."""
-    if work.kind not in TRAINED:
-        return None
-    return session.tracker.model_out(run, f"{session.study.name}-{work.kind}", {
-        "alignflow.fingerprint": work.fingerprint, "alignflow.store": f"{work.kind}/{work.fingerprint[:16]}",
-    })  # fmt: skip
-
-
-def _report(session: Session, work: Work, stored: Stored, run: str, elapsed: float) -> None:
-    """Metrics, small files, generations and lineage to MLflow."""
-    tracker = session.tracker
-    artifact = session.artifact(work.name)
-    tracker.metrics(run, {**stored.record["metrics"], "seconds": elapsed})
-    tracker.files(run, stored.folder)
-    made_of: dict[str, list[str]] = {}
-    for slot, name in session.nodes[work.name].inputs:
-        below = session.artifact(name)
-        if isinstance(below.entry, Data):
-            source = below.entry.source
-            context = "evaluation" if work.kind == "evaluate" else "training"
-            tracker.dataset_in(run, name, below.fingerprint, source, context)
-        elif isinstance(below.entry, Model):
-            made_of.setdefault(slot, []).append(f"model {below.fingerprint[:16]}")
-        elif (made := session.stored(name)) is not None:
-            made_of.setdefault(slot, []).append(f"{below.entry.kind_name} {below.fingerprint[:16]}")
-            model = made.record.get("mlflow", {}).get("model")
-            if model:
-                tracker.model_in(run, model)
-            elif below.entry.kind_name in ("sample", "label"):
-                tracker.dataset_in(run, name, below.fingerprint, str(made.folder), "training")
-    if made_of:
-        tracker.tag(run, {f"alignflow.input.{slot}": ", ".join(some) for slot, some in made_of.items()})
-    if work.kind == "evaluate":
-        evaluation = named(artifact)
-        tracker.metrics(run, evaluation.metrics())
-        tracker.table(run, list(generations(artifact, evaluation.policies, evaluation.rewards)), "generations.json")
-    elif work.kind == "sample":
-        rows = [
-            {
-                "prompt": row["prompt"][-1]["content"],
-                "response": r["text"],
-                "tokens": r["tokens"],
-                "finished": r["finished"],
-            }
-            for row in read_lines(stored.folder / RESPONSES)
-            for r in row["responses"]
-        ]
-        tracker.table(run, rows, "generations.json")
+def _attempt() -> int:
+    """1, or more where Prefect tries again."""
+    context = TaskRunContext.get()
+    return context.task_run.run_count if context else 1
 
 
 class _Relay:

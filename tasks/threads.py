@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
+from registry.machine import threads
 from specs.execution import Execution
 
 
 def use_threads(execution: Execution) -> None:
-    """Sets torch's threads to `execution.threads`, else to the cores this process may use."""
-    torch.set_num_threads(execution.threads or len(os.sched_getaffinity(0)))
+    """Sets torch's threads to those of the study or of this process."""
+    torch.set_num_threads(threads(execution.threads))

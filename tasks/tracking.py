@@ -7,6 +7,7 @@ remembered in `lost` and said at the end.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -27,6 +28,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from specs.problems import UnfitError, without_password, without_user
+from tasks.places import unanswered
 
 MAX_TABLE_ROWS = 500
 MAX_ARTIFACT_BYTES = 10_000_000
@@ -40,12 +42,16 @@ class Tracker:
         """Raises `UnfitError` where the tracking server or database cannot be used."""
         self.uri = without_password(uri)  # to be shown; the client alone holds the password
         self.lost: list[str] = []
+        self.untold = False
+        """Whether MLflow still takes a run for running because it could not be told how that ended."""
         try:
             self.client = MlflowClient(tracking_uri=uri)
             self.experiment_id = self._experiment(experiment, artifacts)
         except Exception as error:  # the backends raise their own: SQLAlchemy, requests, MLflow
-            raise UnfitError(f"MLflow at {self.uri} cannot be used: {_brief(error)}") from error
+            raise UnfitError(f"MLflow at {self.uri} cannot be used: {brief(error)}") from error
         self.parent = ""
+        self._is_away = False
+        """Whether the server did not answer when it was asked last."""
 
     def _experiment(self, name: str, artifacts: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -66,7 +72,7 @@ class Tracker:
         try:
             run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
         except Exception as error:  # a disk that is full, for one
-            raise UnfitError(f"MLflow at {self.uri} cannot be used: {_brief(error)}") from error
+            raise UnfitError(f"MLflow at {self.uri} cannot be used: {brief(error)}") from error
         self.parent = run.info.run_id
         self._safely(lambda: self.client.log_dict(self.parent, dict(spec), "spec.json"))
         self._safely(lambda: self.client.log_dict(self.parent, dict(spec), "spec.yaml"))
@@ -85,9 +91,10 @@ class Tracker:
         self._safely(lambda: self.client.log_batch(run, params=flat[:100]))
         return run
 
-    def metrics(self, run: str, values: Mapping[str, float], step: int = 0) -> None:
+    def metrics(self, run: str, values: Mapping[str, float], step: int = 0, model: str | None = None) -> None:
+        """Of the run, and with `model` of that model too, on whose page they then stand."""
         now = int(time.time() * 1000)
-        batch = [Metric(k, float(v), now, step) for k, v in values.items()]
+        batch = [Metric(k, float(v), now, step, model_id=model) for k, v in values.items()]
         self.metric_batch(run, batch)
 
     def metric_batch(self, run: str, batch: list[Metric]) -> None:
@@ -144,26 +151,48 @@ class Tracker:
         self._safely(lambda: self.client.log_inputs(run, models=[LoggedModelInput(model_id)]), run)
 
     def finish(self, run: str, status: str) -> None:
-        self._safely(lambda: self.client.set_terminated(run, status), run)
+        def end() -> bool:
+            self.client.set_terminated(run, status)
+            return True
+
+        if run and not self._safely(end, run):
+            self.untold = True
+
+    def finish_strays(self, flow_run: str) -> None:
+        """Ends what the flow run has still open when all of it is finished: a run that a server began when it died, before it
+        could say so, and began again when it was asked again."""
+        self._safely(lambda: end_runs(self.client, self.experiment_id, flow_run, "KILLED"), self.parent)
 
     def url(self, run: str) -> str:
-        """The run's page: on the tracking server, or where `mlflow ui` would show it."""
-        server = without_user(self.uri).rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        """The run's page: on the tracking server, which a browser may know by another name, or where `mlflow ui` would show it."""
+        server = without_user(self.uri) if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        server = os.environ.get("ALIGNFLOW_MLFLOW_PAGES", server).rstrip("/")
         return f"{server}/#/experiments/{self.experiment_id}/runs/{run}"
 
     def _safely(self, call: Callable[[], Any], run: str = "-") -> Any:
         if not run:
             return None
         try:
+            if self._is_away and (reason := unanswered(self.uri)):  # the client would ask for minutes, at every call
+                raise ConnectionError(f"{self.uri}: {reason}")
+            self._is_away = False
             return call()
         except Exception as error:  # a lost connection must not cost a finished stage
-            brief = _brief(error)
-            if brief not in self.lost:
-                self.lost.append(brief)
+            self._is_away = self.uri.startswith("http") and unanswered(self.uri) is not None
+            told = brief(error)
+            if told not in self.lost:
+                self.lost.append(told)
             return None
 
 
-def _brief(error: Exception) -> str:
+def end_runs(client: MlflowClient, experiment: str, flow_run: str, status: str) -> None:
+    """Ends the runs of a flow run, parent and children, that are marked as running."""
+    which = f"tags.`prefect.flow_run_id` = '{flow_run}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment], which):
+        client.set_terminated(run.info.run_id, status)
+
+
+def brief(error: Exception) -> str:
     """The first line, cut only after a password is out: half an address would not be known for one."""
     return without_password(next(iter(str(error).strip().splitlines()), type(error).__name__))[:200]
 

@@ -24,7 +24,7 @@ from registry.methods.raft import best_of_all, best_of_each, kl_penalised
 from registry.rows import Prompt
 from specs.problems import UserError
 from tasks.answers import draw
-from tasks.inputs import prompts_of
+from tasks.inputs import distinct_prompts_of, prompts_of
 from tasks.job import Job, Result
 from tasks.memory import free_memory
 from tasks.own_samples import Drawn, own_samples, scored, usable, write_samples
@@ -48,7 +48,7 @@ def train_raft(job: Job) -> Result:
     if earlier.get("stopped"):
         (job.out / ROUND).write_text(json.dumps(earlier), encoding="utf-8")
         return Result({"trained": 0.0, "held_out/reward": fmean(earlier["held_out"])})
-    prompts = list({p.id: p for p in prompts_of(job, "prompts")}.values())
+    prompts = distinct_prompts_of(job, "prompts")
     check_lengths(job, prompts, "prompts")
     held_out = prompts_of(job, "held_out") if job.many("held_out") else []
     before = np.array(earlier["held_out"] if "held_out" in earlier else _held_out(job, job.start, held_out))
@@ -87,8 +87,8 @@ def _earlier(job: Job) -> dict[str, Any]:
 def _ranked_by(
     job: Job, prompts: Sequence[Prompt], drawn: Drawn, rewards: Array, can: NDArray[np.bool_]
 ) -> tuple[Array, dict[str, float]]:
-    """The rewards, less the penalty for having left the initial model. In the first round there is none."""
-    if not job.entry.kl_penalty or not job.many("previous"):
+    """The rewards, less the penalty for having left the initial model. Where training begins from it there is none."""
+    if not job.entry.kl_penalty or job.start.fingerprint == job.one("from").fingerprint:
         return rewards, {}
     current, initial = (_log_probs(job, model, prompts, drawn) for model in (job.start, job.one("from")))
     return kl_penalised(rewards, current, initial, job.entry.kl_penalty), {

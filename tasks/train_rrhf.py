@@ -19,7 +19,7 @@ from tasks.answers import leave_room, naming
 from tasks.beam import beam_search
 from tasks.candidates import held_out, pairs_with_answers, train_on_candidates
 from tasks.drawing import Answer
-from tasks.inputs import pairs_of, prompts_of
+from tasks.inputs import distinct_prompts_of, once, pairs_of
 from tasks.job import Job, Result
 from tasks.memory import free_memory
 from tasks.own_samples import Drawn, drawn_once, own_samples, scored, usable, write_samples
@@ -84,12 +84,12 @@ def _candidates(job: Job) -> tuple[list[Prompt], Drawn]:
     pairs = pairs_of(job, "data") if job.one("data").produces == "preference pairs" else []
     given: dict[str, list[Answer]] = {}
     if pairs:
-        prompts = list({p.id: p for p in (Prompt(pair.prompt) for pair in pairs)}.values())
+        prompts = once(Prompt(pair.prompt) for pair in pairs)
         if isinstance(how, DataCandidates) or how.data:
             for pair in pairs:
                 given.setdefault(Prompt(pair.prompt).id, []).extend(_both(pair))
     else:
-        prompts = list({p.id: p for p in prompts_of(job, "data")}.values())
+        prompts = distinct_prompts_of(job, "data")
     if not isinstance(how, DataCandidates):
         check_lengths(job, prompts, "data")
     if isinstance(how, DataCandidates):

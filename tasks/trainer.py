@@ -221,6 +221,10 @@ def save_weights(model: Any, job: Job, state: Mapping[str, Tensor] | None = None
     folder = job.out / (WEIGHTS if job.entry.lora is None else ADAPTER)
     if state is not None:  # apart, tied weights are no longer seen to be one
         state = {name: t for name, t in state.items() if name not in model.all_tied_weights_keys}
+    for settings in getattr(
+        model, "peft_config", {}
+    ).values():  # PEFT keeps a set, which every process orders otherwise
+        settings.target_modules = sorted(settings.target_modules)
     model.save_pretrained(folder, state_dict=state, safe_serialization=True)
 
 

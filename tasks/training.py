@@ -208,7 +208,7 @@ def arguments(job: Job, rows: int, precision: str, *, each: int = 1) -> dict[str
     entry = job.entry
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     share = entry.batch_size // processes * each
-    micro = _micro_batch(share, job.execution.micro_batch)
+    micro = job.execution.micro(share)
     steps = math.ceil(entry.epochs * math.ceil(rows / entry.batch_size))
     cuda = torch.cuda.is_available()
     recompute = job.execution.gradient_checkpointing
@@ -239,8 +239,3 @@ def arguments(job: Job, rows: int, precision: str, *, each: int = 1) -> dict[str
         "gradient_checkpointing": cuda if recompute is None else recompute,
         "dataloader_pin_memory": cuda,
     }
-
-
-def _micro_batch(batch: int, wanted: int) -> int:
-    """The largest divisor of the batch that is at most `wanted`."""
-    return max(d for d in range(1, min(batch, wanted) + 1) if batch % d == 0)

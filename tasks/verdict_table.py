@@ -28,12 +28,12 @@ def verdict_rows(
                 }
 
 
-def win_rate(found: dict[str, Any] | None) -> float:
-    """One half for the reference, as for any policy against itself; where no reply held a verdict no number at all, which
-    meets no bar."""
+def win_rate(found: dict[str, Any] | None) -> dict[str, float]:
+    """The interval; one half for the reference, as for any policy against itself; where no reply held a verdict no numbers at
+    all, which meet no bar."""
     if found is None:
-        return 0.5
-    return float(found["win_rate"]["estimate"]) if found["win_rate"] else math.nan
+        return dict.fromkeys(WIN_RATE.values(), 0.5)
+    return found["win_rate"] or dict.fromkeys(WIN_RATE.values(), math.nan)
 
 
 def verdict_cells(row: dict[str, Any]) -> list[str]:

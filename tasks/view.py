@@ -18,7 +18,9 @@ from specs.models import Model
 from specs.plan import Fact, Planned, Step, plan, steps
 from specs.problems import Path as SpecPath
 from specs.sources import origin
+from specs.stage import Stage
 from specs.study import Study
+from tasks import continuing, room
 
 LAST = "last.json"
 ROWS = ("responses", "preference pairs", "prompts")
@@ -48,9 +50,30 @@ class View:
     _artifacts: dict[str, Artifact] = field(default_factory=dict, repr=False, kw_only=True)
 
     @classmethod
-    def of(cls, study: Study, home: Path, folder: Path, *, offline: bool, forced: frozenset[str] = frozenset()) -> View:
-        """Looks at the leaves and at the store, and plans."""
+    def of(
+        cls,
+        study: Study,
+        home: Path,
+        folder: Path,
+        *,
+        offline: bool,
+        forced: frozenset[str] = frozenset(),
+        as_it_was: bool = False,
+    ) -> View:
+        """Looks at the leaves and at the store, and plans the next run; or (`as_it_was`) sees what the last completed one
+        made, which is another thing where a stage goes on `since` it."""
         facts = leaf_facts.gather(study, home, folder, offline=offline)
+        if any(origin(model.source, model.revision) == "registry" for model in study.models.values()):
+            from tasks import versions  # only such a study asks MLflow
+
+            facts |= versions.facts(study, home, offline=offline)
+        return cls.given(study, home, folder, facts | continuing.facts(study, home, as_it_was=as_it_was), forced)
+
+    @classmethod
+    def given(
+        cls, study: Study, home: Path, folder: Path, facts: dict[str, Fact], forced: frozenset[str] = frozenset()
+    ) -> View:
+        """The same where it is known what the leaves are, or were."""
         planned = plan(
             study,
             facts,
@@ -75,15 +98,16 @@ class View:
 
     def problems(self) -> list[tuple[SpecPath, str]]:
         """What of the study's leaves cannot be had, and what is wrong with the rows that a stage to be built reads,
-        each at the field that names it."""
+        each at the field that names it; of sound ones, where a model has no room to answer them."""
         found = leaf_facts.problems(self.study, self.facts)
         unstored = [name for name, planned in self.planned.items() if planned.state != "cached"]
         asked = set(self.judges(unstored))
         found = [(path, text) for path, text in found if path[0] != "judges" or path[1] in asked]
         found += vocabularies.problems(self.study, self.home)
         told = {path[:2] for path, _ in found}
-        rows = leaf_facts.row_problems(self.study, {i for name in self.to_build() for i in self._below(name)})
-        return found + [(path, text) for path, text in rows if path[:2] not in told]
+        rows = leaf_facts.row_problems(self.study, {i for name in self.to_build() for i in self.below(name)})
+        found += [(path, text) for path, text in rows if path[:2] not in told]
+        return found or list(room.problems(self))
 
     def to_build(self) -> list[str]:
         """The stages that a run would build."""
@@ -94,19 +118,17 @@ class View:
         return list(dict.fromkeys(i for name in stages for slot, i in self.nodes[name].inputs if slot == "judges"))
 
     def to_fetch(self) -> list[str]:
-        """The packaged models that the run needs and the store lacks."""
-        needed = {i for name in self.to_build() for i in self._below(name)}
-        return [
-            name
-            for name, step in self.nodes.items()
-            if name in needed and is_packaged(step.node.entry) and self.stored(name) is None
-        ]
+        """The packaged and promoted models that the run needs and the store lacks."""
+        needed = {i for name in self.to_build() for i in self._read_by(name)}
+        fetched = (
+            n for n, step in self.nodes.items() if n in needed and (step.held_by or is_packaged(step.node.entry))
+        )
+        return [name for name in fetched if self.stored(name) is None]
 
     def missing(self, name: str) -> list[str]:
         """What a policy is made of and the store lacks."""
         made = [n for n in sorted({*self._read_by(name), name}) if self.nodes[n].node.produces != "decoding rule"]
-        kept = (n for n in made if self.nodes[n].is_stage or is_packaged(self.nodes[n].node.entry))
-        return [n for n in kept if self.stored(n) is None]
+        return [n for n in made if self._is_kept(self.nodes[n]) and self.stored(n) is None]
 
     def check_leaves(self, name: str) -> None:
         """Raises `UserError` if a file that the stage reads has changed since the plan was made."""
@@ -124,7 +146,8 @@ class View:
             seen.add(step.name)
         return seen
 
-    def _below(self, name: str) -> set[str]:
+    def below(self, name: str) -> set[str]:
+        """Everything that a node is made of."""
         seen: set[str] = set()
         stack = [name]
         while stack:
@@ -140,13 +163,22 @@ class View:
             self._artifacts[name] = self._made(self.nodes[name])
         return self._artifacts[name]
 
+    def _is_kept(self, step: Step) -> bool:
+        """Whether the store has a place for it."""
+        return step.is_stage or step.held_by is not None or is_packaged(step.node.entry)
+
     def _made(self, step: Step) -> Artifact:
         name = step.name
         by_slot: dict[str, list[Artifact]] = {}
         for slot, child in step.inputs:
             by_slot.setdefault(slot, []).append(self.artifact(child))
+        from tasks.recorded import model_of  # which makes views itself
+
+        since = step.payload["facts"].get("since")
+        if since and "since" not in by_slot:  # a promoted model brings it along
+            by_slot["since"] = [model_of(self.home, step.kind, since)]
         folder = None
-        if step.is_stage or is_packaged(step.node.entry):
+        if self._is_kept(step) or isinstance(step.node.entry, Stage):
             work = self.work(name)
             folder = folder_of(self.home, work.kind, work.fingerprint)
         return Artifact(

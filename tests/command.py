@@ -25,6 +25,12 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list
     return status, out.splitlines(), err.splitlines()
 
 
+def planned(lines: list[str]) -> list[list[str]]:
+    """The stages that `plan` tells, cell by cell, without what it says of all of them together."""
+    table = lines[: lines.index("")] if "" in lines else lines
+    return [line.split() for line in table if not line.startswith("state ")]
+
+
 def alignflow(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The verb in a process of its own, in `folder`."""
     done = subprocess.run(
@@ -35,7 +41,7 @@ def alignflow(folder: Path, *arguments: str, **environment: str) -> subprocess.C
         text=True,
         timeout=250,
     )
-    assert "Traceback" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
     return done
 
 

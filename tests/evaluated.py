@@ -18,10 +18,38 @@ REWARDS = ("gold", "tone")
 SAMPLES = 2
 EVIL = "<script>alert('x')</script> & more"
 COSTS = (
-    {"prompt_positions": 2, "decode_positions": 10, "guide_positions": 0, "tokens": 11, "reward_calls": 0},
-    {"prompt_positions": 2, "decode_positions": 11, "guide_positions": 0, "tokens": 12, "reward_calls": 0},
-    {"prompt_positions": 2, "decode_positions": 20, "guide_positions": 0, "tokens": 22, "reward_calls": 2},
-    {"prompt_positions": 2, "decode_positions": 39, "guide_positions": 1, "tokens": 44, "reward_calls": 4},
+    {
+        "prompt_positions": 2,
+        "decode_positions": 10,
+        "guide_positions": 0,
+        "fixed_positions": 2,
+        "tokens": 11,
+        "texts_scored": 0,
+    },
+    {
+        "prompt_positions": 2,
+        "decode_positions": 11,
+        "guide_positions": 0,
+        "fixed_positions": 2,
+        "tokens": 12,
+        "texts_scored": 0,
+    },
+    {
+        "prompt_positions": 2,
+        "decode_positions": 20,
+        "guide_positions": 0,
+        "fixed_positions": 2,
+        "tokens": 22,
+        "texts_scored": 2,
+    },
+    {
+        "prompt_positions": 2,
+        "decode_positions": 39,
+        "guide_positions": 1,
+        "fixed_positions": 2,
+        "tokens": 44,
+        "texts_scored": 4,
+    },
 )
 KL = (
     {"rao_blackwell": (0.0, 0.0), "k1": (0.0, 0.0)},
@@ -38,7 +66,7 @@ def interval(estimate: float, width: float) -> dict[str, float]:
 def results(sft: float = -0.75) -> dict[str, Any]:
     """What `evaluate` writes; `sft` is the difference of that policy under the first reward."""
     return {
-        "prompts": 2, "samples_per_prompt": SAMPLES, "max_new_tokens": 24, "confidence": 0.9, "reference": 0,
+        "prompts": 8, "samples_per_prompt": SAMPLES, "max_new_tokens": 24, "confidence": 0.9, "reference": 0, "chooser": 0,
         "policies": [_policy(i, policy, sft) for i, policy in enumerate(POLICIES)],
         "over_seeds": [
             {"policies": [1, 2], "rewards": [{"reward": interval(7 + j, 0.5), "difference": interval(6 + j, 0.5)} for j in range(2)]}
@@ -52,6 +80,7 @@ def _policy(i: int, name: str, sft: float) -> dict[str, Any]:
     return {
         "fingerprint": name, "length": interval(10 + i, 0.5), "finished": i / 4,
         "texts": {text: interval(i / 8 + k / 100, 0.03) for k, text in enumerate(texts)},
+        "met": {"prompts": int(i == 1), "unknown": 0},
         "copied": {"copied_words": interval(0.21, 0.02), "copied_whole": interval(0.11, 0.02)} if i == 1 else {},
         "apart": [{"guide": 0, "gold": 1, **interval(0.875, 0.5)}] if i == 3 else [],
         "kl": {how: interval(*value) for how, value in KL[i].items()},

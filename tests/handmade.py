@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from registry.home import make_home
 from registry.store import Stored, building, publish
 from specs.load import load
+from tasks.recorded import snapshot
 from tasks.view import View
 
 STUDY = """\
@@ -24,7 +26,7 @@ rewards:
   gold: {kind: length}
   tone: {kind: lexicon}
 stages:
-  rolls: {do: sample, from: base, prompts: prompts.train}
+  rolls: {do: sample, from: base, prompts: prompts.train, samples: 2}
   pairs: {do: label, responses: rolls, reward: gold}
   sft: {do: sft, from: base, data: pairs}
   bon: {do: decode, method: best_of_n, from: base, reward: gold, sweep: {n: [2, 4]}}
@@ -49,16 +51,18 @@ def view(folder: Path, text: str = STUDY) -> View:
     return View.of(load(path).study, make_home(), folder, offline=False)
 
 
-def put(study: View, name: str, files: Mapping[str, str], metrics: Mapping[str, float] | None = None) -> Stored:
-    """Publishes a stage's artifact or a packaged model's, as the task that builds it would."""
+def put(
+    study: View, name: str, files: Mapping[str, str], metrics: Mapping[str, float] | None = None, **provenance: Any
+) -> Stored:
+    """Publishes a stage's artifact or a packaged model's, as the task that builds it would; `provenance` is told otherwise."""
     work = study.work(name)
     inputs = [
         {"slot": slot, "kind": study.nodes[i].kind, "fingerprint": study.nodes[i].fingerprint}
         for slot, i in study.nodes[name].inputs
     ]
     record = {
-        "payload": work.payload, "inputs": inputs, "metrics": dict(metrics or {}), "provenance": PROVENANCE,
-        "mlflow": {"run": f"run-of-{work.kind}"},
+        "payload": work.payload, "inputs": inputs, "metrics": dict(metrics or {}), "provenance": PROVENANCE | provenance,
+        "study": snapshot(study, name), "mlflow": {"run": f"run-of-{work.kind}"},
     }  # fmt: skip
     with building(study.home, work.kind, work.fingerprint) as out:
         for file, content in files.items():
@@ -70,11 +74,15 @@ def lines(*rows: Mapping[str, Any]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def end(study: View) -> None:
-    """Leaves what a run leaves at its end: a link to each artifact, and the payloads for the next plan."""
+def end(study: View, run: str = "0123abcd" * 4) -> None:
+    """Leaves what a run leaves at its end: its note, a link to each artifact, and the payloads for the next plan."""
+    from flows import past_runs
     from tasks.session import Session  # imports MLflow
 
-    session = Session(**vars(study), tracker=None, tags={}, observe=lambda *_: None)  # type: ignore[arg-type]
+    tracker: Any = SimpleNamespace(parent=run)
+    session = Session(**vars(study), tracker=tracker, tags={}, observe=lambda *_: None, claim=None)  # type: ignore[arg-type]
+    past_runs.begin(session)
+    past_runs.end(session, {name: "done" if study.stored(name) else "failed" for name in study.planned})
     for name in study.planned:
         if stored := study.stored(name):
             session.finished(name, stored)

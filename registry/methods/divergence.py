@@ -27,9 +27,11 @@ def token_kl(weights: Tensor, reference: Tensor) -> Tensor:
         weights: what is drawn from [..., candidates], not below 0, of any sum.
         reference: log-probabilities [..., candidates] of the same tokens.
     """
-    share = weights.double() / weights.double().sum(-1, keepdim=True)
-    terms: Tensor = torch.special.xlogy(share, share) - share * reference.double()
-    return terms.masked_fill(share == 0, 0.0).sum(-1)
+    share = weights.double()
+    whole = share.sum(-1)
+    apart = share.log().sub_(reference)
+    apart.masked_fill_(share == 0, 0.0)
+    return apart.mul_(share).sum(-1) / whole - whole.log()
 
 
 def k1(log_probs: Tensor, reference: Tensor) -> Tensor:

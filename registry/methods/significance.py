@@ -48,6 +48,12 @@ def permutation_p(differences: Array, *, resamples: int, seed: int) -> float:
     return float(found.pvalue)
 
 
+def draws_for(comparisons: int, *, resamples: int) -> int:
+    """Draws of signs for each of so many comparisons: `resamples`, and so many that the smallest p-value which `permutation_p`
+    can give stands at 1/400 at most after `holm`. With a fixed number nothing among many policies could ever be told apart."""
+    return max(resamples, 400 * comparisons)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Each p-value as it stands among all of them (Holm, 1979): calling significant what is at most alpha errs anywhere
     among them with probability alpha at most, however they depend on each other.
@@ -62,6 +68,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     steps = np.asarray(p_values, dtype=np.float64)[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted.tolist()
+
+
+def can_tell(prompts: int, *, confidence: float) -> bool:
+    """Whether so many prompts can ever tell a difference from chance: of fewer even one sign at all of them has a p-value,
+    2 / 2^n, above 1 - `confidence`, and intervals are too narrow by far. It takes 6 at 95 %."""
+    return 2.0 ** (1 - prompts) <= 1 - confidence
 
 
 def minimum_detectable_effect(differences: Array, *, confidence: float, power: float = 0.8) -> float:

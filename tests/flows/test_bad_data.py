@@ -142,42 +142,65 @@ def test_data_that_no_stage_needs_any_more_are_not_read(folder: Path, capsys: py
     assert told(capsys, "check", "s.yaml") == (0, ["s.yaml: fine"], [])
 
 
-@pytest.mark.slow
-def test_rows_longer_than_the_model_or_the_stage_fail_their_stage_with_the_remedy(
-    folder: Path, prefect_server: str
+def test_a_model_without_room_for_the_longest_prompt_and_what_is_written_after_it_is_told_before_anything_runs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The tiny model has 512 positions, a token for each byte, and three for the marks of a turn: of 506 bytes and 4 new
-    tokens there are 513."""
+    """The tiny model has 512 positions, a token for each byte, and three for the marks of a turn: of 505 bytes and 4 new
+    tokens there are 512, of 506 one more."""
     tiny.write_lines(folder / "rows.jsonl", [{"prompt": "x" * 505}, *ROWS[:3]])
     tiny.write_lines(folder / "long.jsonl", [{"prompt": "x" * 506}, *ROWS[:3]])
+    (folder / "s.yaml").write_text(
+        STUDY.replace(
+            "models:", "  long: {source: ./long.jsonl, format: prompt}\nrewards: {short: {kind: length}}\nmodels:"
+        )
+        + "  too_long: {do: sample, from: base, prompts: long, max_new_tokens: 4}\n"
+        "  ranked: {do: rrhf, from: base, data: long, reward: short, max_new_tokens: 4, candidates: {by: sample, count: 2}}\n"
+        "  bon: {do: decode, method: best_of_n, from: base, reward: short, n: 2}\n"
+        "  table: {do: evaluate, policies: [base, bon], against: base, prompts: rows, rewards: [short], "
+        "budget: {max_new_tokens: 5, samples_per_prompt: 2}}\n"
+    )
+    status, _, (sampled, ranked, evaluated, _) = told(capsys, "check", "s.yaml")
+    assert status == 2
+    assert sampled.endswith(
+        "stages.too_long.max_new_tokens  `base` reads 512 tokens, and the longest prompt has 509 before 4 new ones; "
+        "shorten the prompts or `max_new_tokens`"
+    )
+    assert "stages.ranked.max_new_tokens  `base` reads 512 tokens, and the longest prompt has 509 before 4" in ranked
+    assert (
+        "stages.table.budget.max_new_tokens  `base` reads 512 tokens, and the longest prompt has 508 before 5 new"
+        in evaluated
+    )
+    fitting = (
+        "--set",
+        "stages.too_long.max_new_tokens=3",
+        "--set",
+        "stages.ranked.max_new_tokens=3",
+        "--set",
+        "stages.table.budget.max_new_tokens=4",
+    )
+    assert told(capsys, "check", "s.yaml", *fitting)[0] == 0
+
+
+@pytest.mark.slow
+def test_rows_longer_than_the_stage_fail_it_with_the_remedy(folder: Path, prefect_server: str) -> None:
+    tiny.write_lines(folder / "rows.jsonl", ROWS[:3])
     pair = {"prompt": "y" * 4, "chosen": "yes", "rejected": "no"}
     # Of the long pair's sides, each has 3 marks, 40 bytes of prompt, its answer and the end mark.
     tiny.write_lines(folder / "pairs.jsonl", [*[pair] * 9, pair | {"prompt": "y" * 40, "chosen": "z" * 30}])
     (folder / "s.yaml").write_text(
-        STUDY.replace(
-            "models:",
-            "  long: {source: ./long.jsonl, format: prompt}\n  pairs: {source: ./pairs.jsonl, format: preference}\nmodels:",
-        )
-        + "  too_long: {do: sample, from: base, prompts: long, max_new_tokens: 4}\n"
-        "  sft: {do: sft, from: base, data: pairs, max_length: 73}\n"
+        STUDY.replace("models:", "  pairs: {source: ./pairs.jsonl, format: preference}\nmodels:")
+        + "  sft: {do: sft, from: base, data: pairs, max_length: 73}\n"
     )
     done = alignflow(folder, "run", "s.yaml", "--json", PREFECT_API_URL=prefect_server)
     ended = json.loads(done.stdout)
     assert done.returncode == 1
     assert ended["failed"] == {
-        "too_long": "`base` reads 512 tokens, and the longest prompt has 509 before 4 new ones; shorten the prompts or "
-        "`max_new_tokens`",
         "sft": "data.pairs: 1 of 10 rows (10 %) are longer than 73 tokens; 1% may be dropped; raise `max_length` or set "
         "`too_long: truncate_left` or raise `max_dropped`",
     }
     assert ended["stages"]["rolls"] == "done"
     assert stored(folder / "home") == ["sample"]
-    wider = (
-        "--set",
-        "stages.sft.max_length=74",
-        "--set",
-        "stages.too_long.max_new_tokens=3",
-    )
+    wider = ("--set", "stages.sft.max_length=74")
     done = alignflow(folder, "run", "s.yaml", "--json", *wider, PREFECT_API_URL=prefect_server)
-    assert json.loads(done.stdout)["stages"] == {"rolls": "cached", "too_long": "done", "sft": "done"}
-    assert stored(folder / "home") == ["sample", "sample", "sft"]
+    assert json.loads(done.stdout)["stages"] == {"rolls": "cached", "sft": "done"}
+    assert stored(folder / "home") == ["sample", "sft"]

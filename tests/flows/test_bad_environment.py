@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from command import alignflow, stored, told
+from command import alignflow, planned, stored, told
 
 STUDY = """\
 version: 1
@@ -101,7 +101,7 @@ def test_a_home_that_can_only_be_read_is_enough_to_look_but_not_to_run(
 ) -> None:
     assert disk.mount("remount,ro")
     assert told(capsys, "check", "s.yaml")[0] == 0
-    assert [line.split()[:2] for line in told(capsys, "plan", "s.yaml")[1]] == [["run", "rolls"], ["run", "sft"]]
+    assert [row[:2] for row in planned(told(capsys, "plan", "s.yaml")[1])] == [["run", "rolls"], ["run", "sft"]]
     assert told(capsys, "show", "s.yaml")[0] == 0
     status, out, err = told(capsys, "run", "s.yaml")
     assert (status, out) == (4, [])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -78,6 +81,27 @@ def test_check_tells_every_mistake_of_every_file_at_once(folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_one_mistake_in_the_text_hides_no_file_that_is_missing(folder: Path) -> None:
+    text = STUDY.replace("./prompts.jsonl", "./none.jsonl").replace("reward: gold", "reward: gould")
+    text = text.replace(
+        "  gold: {kind: length}", "  gold: {kind: length}\n  own: {kind: python, target: nowhere:score}"
+    )
+    (folder / "a.yaml").write_text(text)
+    for verb in ("check", "plan", "run"):
+        told = alignflow(folder, verb, "a.yaml").stderr.splitlines()
+        assert [line.split("  ")[1] for line in told[:-1]] == [
+            "data.prompts.source",
+            "rewards.own.target",
+            "stages.pairs.reward",
+        ]
+
+
+def test_a_plan_says_what_this_machine_has_not(folder: Path) -> None:
+    done = alignflow(folder, "plan", "s.yaml", "--set", "execution.gpus=8")
+    assert done.returncode == 0
+    assert "does not fit this machine: `execution.gpus: 8`, and this machine shows " in done.stdout
+
+
 def test_check_as_json_gives_places(folder: Path) -> None:
     (folder / "a.yaml").write_text(STUDY.replace("samples: 4", "smaples: 4"))
     done = alignflow(folder, "check", "a.yaml", "--json")
@@ -120,7 +144,10 @@ def test_bad_data_are_told_before_anything_runs(folder: Path, spoil, message: st
 def test_plan_tells_state_and_reason_and_its_json_is_stable(folder: Path) -> None:
     done = alignflow(folder, "plan", "s.yaml")
     assert done.returncode == 0
-    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+    stages, _, summary = done.stdout.partition("\n\n")
+    assert [line.split()[0] for line in summary.splitlines()] == ["time", "memory", "disk"]
+    assert [line.split()[:2] for line in stages.splitlines()] == [
+        ["state", "stage"],
         ["run", "rolls"],
         ["run", "pairs"],
         ["run", "rm"],
@@ -264,11 +291,38 @@ def test_a_server_out_of_reach_is_exit_status_4_and_no_password_is_shown(
     assert "secret" not in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize(("status", "there"), [(200, True), (401, True), (403, True), (404, False), (503, False)])
-def test_a_server_that_asks_who_is_there_is_there(status: int, there: bool) -> None:
+@pytest.mark.parametrize(("status", "there"), [(200, True), (404, False), (503, False)])
+def test_what_does_not_answer_as_a_server_does_is_none(status: int, there: bool) -> None:
+    with answering(lambda _: status) as url:
+        if there:
+            server.require(url)
+        else:
+            with pytest.raises(UnfitError, match="no Prefect server answers"):
+                server.require(url)
+
+
+def test_a_server_that_asks_who_is_there_is_told_or_the_person_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Prefect's does: `/health` is open."""
+    word = f"Basic {base64.b64encode(b'team:sesame').decode()}"
+
+    def lets_in(request: BaseHTTPRequestHandler) -> int:
+        return 200 if request.path.endswith("/health") or request.headers["Authorization"] == word else 401
+
+    with answering(lets_in) as url:
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "team:sesame")
+        server.require(url)
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "team:open")
+        with pytest.raises(UnfitError, match="asks who is there; set PREFECT_API_AUTH_STRING"):
+            server.require(url)
+
+
+@contextmanager
+def answering(status: Callable[[BaseHTTPRequestHandler], int]) -> Iterator[str]:
+    """The address of a server of which only the status of its answers counts."""
+
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status)
+            self.send_response(status(self))
             self.end_headers()
 
         def log_message(self, *_: object) -> None: ...
@@ -276,12 +330,7 @@ def test_a_server_that_asks_who_is_there_is_there(status: int, there: bool) -> N
     with HTTPServer(("127.0.0.1", 0), Answers) as listening:
         threading.Thread(target=listening.serve_forever, daemon=True).start()
         try:
-            url = f"http://127.0.0.1:{listening.server_port}/api"
-            if there:
-                server.require(url)
-            else:
-                with pytest.raises(UnfitError, match="no Prefect server answers"):
-                    server.require(url)
+            yield f"http://127.0.0.1:{listening.server_port}/api"
         finally:
             listening.shutdown()
 
@@ -289,7 +338,7 @@ def test_a_server_that_asks_who_is_there_is_there(status: int, there: bool) -> N
 def test_more_gpus_than_there_are_is_exit_status_4(folder: Path) -> None:
     done = alignflow(folder, "run", "s.yaml", "--set", "execution.gpus=8", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 4
-    assert "`execution.gpus: 8`, and this machine shows 0" in done.stderr
+    assert "`execution.gpus: 8`, and this machine shows none" in done.stderr
 
 
 def test_show_and_report_of_what_is_not_built_say_so(folder: Path) -> None:

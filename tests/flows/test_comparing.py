@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flows.cli import main
-from flows.comparing import compare
+from flows.comparing import compare, tables
 from registry.methods.comparison import interval, win_rates
 from registry.methods.significance import holm, permutation_p
 from specs.problems import UserError
@@ -39,7 +39,7 @@ def put(study: View, shift: float, prompts: list[str] = PROMPTS, limit: int = 16
     ]  # fmt: skip
     table = study.artifact("table")
     results = {
-        "prompts": len(prompts), "samples_per_prompt": 2, "max_new_tokens": limit, "reference": 0,
+        "prompts": len(prompts), "samples_per_prompt": 2, "max_new_tokens": limit, "reference": 0, "chooser": 0,
         "policies": [{"fingerprint": p.fingerprint} for p in table.inputs["policies"]],
         "rewards": [r.fingerprint for r in table.inputs["rewards"]],
     }  # fmt: skip
@@ -83,6 +83,16 @@ def test_policies_of_two_studies_are_paired_prompt_by_prompt(first: View, tmp_pa
     others = [row for name, row in rows.items() if name != "small:base"]
     assert [row["p_holm"] for row in others] == holm([row["p"] for row in others])
     assert "p" not in rows["small:base"] and rows["small:base"]["difference"] == 0
+
+
+def test_what_part_a_reward_had_in_each_policy_stands_beside_it(first: View, tmp_path: Path) -> None:
+    found = compare([first, second(tmp_path)])
+    parts = {row["policy"]: row["part"] for row in found.rows if row["judged_by"] == "gold"}
+    assert parts.pop("small:base") == "held out"
+    assert set(parts.values()) == {"guides"}
+    assert {row["part"] for row in found.rows if row["judged_by"] == "tone"} == {"held out"}
+    (table, _) = tables(found)
+    assert list(table.columns[1].cells).count("guides") == len(parts)
 
 
 def test_only_what_both_were_asked_is_compared(first: View, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flows.axes import FUNCTIONS, Scale, ticks
 from flows.drawing import Drawing
-from flows.figures import WIDTH, Curve, Point, curves, forest, glyph, scatter, training, uniformity
+from flows.figures import CROWD, WIDTH, Curve, Point, curves, forest, glyph, scatter, training, uniformity
 from flows.labels import MARKER, Box, placed
 from flows.theme import DARK, LIGHT, SERIES, looks, variables
 
@@ -106,6 +106,35 @@ def test_figures_name_what_they_show_and_are_drawn_alike_each_time() -> None:
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "accuracy": 0.5}]
     assert [d.title for d in training(rows)] == ["training loss", "training accuracy"]
     assert training(rows)[0].about == "Training loss from 2 at step 1 to 1 at step 2."
+
+
+def test_of_a_crowd_the_front_alone_is_named_and_of_curves_the_ends() -> None:
+    names = [f"p{i:02}" for i in range(CROWD + 1)]
+    seen = looks(names)
+    crowd = [Point(n, i, i % 5, seen[n], on_front=i in (3, 7)) for i, n in enumerate(names)]
+    assert texts(scatter(crowd, "t", PLAIN, "x")) & set(names) == {"p03", "p07"}
+    assert texts(scatter(crowd[:CROWD], "t", PLAIN, "x")) >= {"p00", "p11"}
+    series = [Curve(n, [1, 2], [0.0, float(i)], seen[n]) for i, n in enumerate(names)]
+    assert texts(curves(series, "t", Scale("n"), "x")) & set(names) == {names[0], names[-1]}
+
+
+def test_a_thin_line_joins_policies_in_the_order_that_is_given() -> None:
+    """base (1, 2), bon (4, 3.5), sft (0, 3): right and up, then left and down. A name that is not drawn is left out."""
+
+    def lines(paths: list[list[str]]) -> list[str]:
+        inline = str(scatter(POINTS, "t", (Scale("x"), Scale("")), "x", paths=paths).inline)
+        return re.findall(r'<path d="([^"]+)"[^>]*stroke-opacity: 0\.7', inline)
+
+    assert lines([]) == [] and lines([["base", "elsewhere"]]) == []
+    (path,) = lines([["base", "bon[n=4]", "elsewhere", "sft"]])
+    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, spot)) for spot in re.findall(r"[ML] (\S+) (\S+)", path)]
+    assert x2 < x0 < x1 and y1 < y2 < y0  # y downwards
+
+
+def test_a_long_name_keeps_its_end_by_which_members_of_a_sweep_differ() -> None:
+    points = [Point(f"controlled_decoding[strength={s}]", 0.0, 1.0, LOOKS["sft"]) for s in (0.5, 1.5)]
+    shown = texts(forest(points, "gold", "difference", "x"))
+    assert {"controlled_de…th=0.5]", "controlled_de…th=1.5]"} <= shown
 
 
 @given(

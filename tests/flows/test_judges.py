@@ -9,9 +9,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import tiny
-from command import alignflow, stored, told
+from command import alignflow, planned, stored, told
 from judge_endpoint import TRIAL, Endpoint, always_first, fault, longer, serving
 
 STUDY = """\
@@ -61,7 +62,7 @@ def folder(tmp_path: Path, home: Path, endpoint: Endpoint, monkeypatch: pytest.M
 
 def test_check_and_plan_ask_nobody(folder: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]) -> None:
     assert told(capsys, "check", "s.yaml") == (0, ["s.yaml: fine"], [])
-    assert told(capsys, "plan", "s.yaml")[1][0].split()[:2] == ["run", "table"]
+    assert planned(told(capsys, "plan", "s.yaml")[1])[0][:2] == ["run", "table"]
     assert endpoint.bodies == []
 
 
@@ -167,6 +168,11 @@ def test_a_run_with_a_judge_from_end_to_end(
     missed = alignflow(folder, "run", "s.yaml", "--set", bar, PREFECT_API_URL=prefect_server)
     assert missed.returncode == 3 and endpoint.bodies == []
     assert "missed: table: other judge.careful is 0.5, expected > 0.5" in missed.stdout
+    assert "1 of 1 expectations missed" in (study / "report.html").read_text()
+    filters = {"artifacts": {"key": {"any_": ["report"]}}, "sort": "UPDATED_DESC", "limit": 1}
+    (page,) = httpx.post(f"{prefect_server}/artifacts/filter", json=filters).json()
+    assert "- **missed**: table: other judge.careful is 0.5, expected > 0.5" in page["data"]
+    assert "| other | careful | 0.500 [0.500, 0.500] | 4 of 4 |" in page["data"]
 
     places = (tmp_path, Path(os.environ["PREFECT_HOME"]))  # the server's database is there
     kept = [path for place in places for path in place.rglob("*") if path.is_file()]

@@ -1,75 +1,20 @@
-"""A study against the stack of a team: a Prefect server and an MLflow server, both on PostgreSQL. The password that
-every address carries must not show anywhere."""
+"""A study of a person's against the servers of a team, whose passwords must not show anywhere."""
 
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from servers import Servers, running, until, whole
+from servers import Servers, until, whole
+from small_study import STUDY, TABLE, make_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-STUDY = """\
-version: 1
-name: small
-seed: 3
-models:
-  base: {source: ./model, precision: fp32}
-data:
-  prompts: {source: ./prompts.jsonl, format: prompt, split: {train: 8, eval: 4}}
-rewards:
-  mine: {kind: python, target: my_reward:score}
-stages:
-  rolls: {do: sample, from: base, prompts: prompts.train, samples: 4, max_new_tokens: 8}
-  pairs: {do: label, responses: rolls, reward: mine}
-  rm: {do: reward_model, from: base, data: pairs}
-  bon: {do: decode, method: best_of_n, from: base, reward: rm, n: 2}
-"""
-TABLE = """\
-  table:
-    do: evaluate
-    policies: [base, bon]
-    against: base
-    prompts: prompts.eval
-    rewards: [rm, mine]
-    budget: {max_new_tokens: 8}
-    resamples: 100
-"""
-# It says that it is at work, and gives no answer while there is a file `hold` beside it.
-REWARD = """\
-import os, time
-from pathlib import Path
-
-HERE = Path(__file__).parent
-
-def score(prompts, responses):
-    (HERE / f"scoring.{os.getpid()}").touch()
-    while (HERE / "hold").exists():
-        time.sleep(0.05)
-    return [float(len(r)) for r in responses]
-"""
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    with running(tmp_path_factory.mktemp("servers")) as made:
-        yield made
-
-
-def make_folder(folder: Path, study: str) -> Path:
-    tiny.language_model(folder / "model")
-    tiny.write_lines(folder / "prompts.jsonl", [{"prompt": f"Tell me of number {i}"} for i in range(12)])
-    (folder / "my_reward.py").write_text(REWARD)
-    (folder / "s.yaml").write_text(study)
-    return folder
 
 
 def start(
@@ -98,14 +43,20 @@ def record(folder: Path, stage: str) -> dict[str, Any]:
 
 def runs(servers: Servers, parent: str) -> tuple[Any, Any, dict[str, Any]]:
     """The client, a run, and its children by stage."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(servers.mlflow)
+    client = servers.client()
     run = client.get_run(parent)
     found = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
     children = [client.get_run(child.info.run_id) for child in found]
     assert len({c.data.tags["alignflow.stage"] for c in children}) == len(children)
     return client, run, {c.data.tags["alignflow.stage"]: c for c in children}
+
+
+def given(client: Any, note: str) -> set[str]:
+    """What a reader comes to who follows the links of a description, and of the pages that they lead to."""
+    found = {line.rpartition(" (")[0] for line in note.splitlines() if ", given as " in line}
+    for run in re.findall(r"\(#/experiments/\d+/runs/(\w+)\)", note):
+        found |= given(client, client.get_run(run).data.tags["mlflow.note.content"])
+    return found
 
 
 def states(servers: Servers, outcome: dict[str, Any]) -> dict[str, str]:
@@ -114,7 +65,7 @@ def states(servers: Servers, outcome: dict[str, Any]) -> dict[str, str]:
     only = {"flow_runs": {"id": {"any_": [parent.data.tags["prefect.flow_run_id"]]}}}
 
     def told() -> dict[str, str]:
-        return {t["name"]: t["state_name"] for t in servers.ask("task_runs", only)}
+        return {t["name"]: t["state_name"] for t in servers.ask("task_runs/filter", only)}
 
     names = set(outcome["stages"])
     until(lambda: set(told()) == names and not set(told().values()) & {"Pending", "Running"}, 30)
@@ -147,6 +98,11 @@ def test_mlflow_holds_the_runs_their_files_and_their_lineage(
         "bon": [],
         "table": ["prompts.eval"],
     }
+    entity = client.get_logged_model(model)
+    assert entity.tags["mlflow.note.content"] == children["rm"].data.tags["mlflow.note.content"]
+    assert {metric.key for metric in entity.metrics} >= {"pairs", "seconds"}
+    come_to = given(client, entity.tags["mlflow.note.content"])
+    assert any(line.startswith("- prompts: prompts.train, given as ") for line in come_to), come_to
     assert children["rm"].data.metrics["pairs"] == record(folder, "pairs")["metrics"]["pairs"]
     for run, file in ((parent, "report.html"), (parent, "spec.yaml"), (children["table"], "generations.json")):
         assert file in {f.path for f in client.list_artifacts(run.info.run_id)}
@@ -165,10 +121,10 @@ def test_a_second_run_is_cached_and_points_at_the_first(servers: Servers, ran: t
 
 def test_no_password_is_shown_however_it_was_given(servers: Servers, ran: tuple[Path, dict[str, Any]]) -> None:
     folder, outcome = ran
-    assert outcome["mlflow"]["uri"].startswith("http://someone:***@")
+    assert outcome["mlflow"]["uri"].startswith("http://admin:***@")
     assert outcome["mlflow"]["url"].startswith(servers.mlflow)  # a link that a browser follows
     # The same study once more, the database named directly: by the study, the password by the environment.
-    address = servers.databases[1].set(drivername="postgresql+psycopg")
+    address = servers.database("mlflow")
     direct = elsewhere(servers, folder, address, "direct")
     assert ended(direct, folder, "direct")["mlflow"]["uri"] == address.render_as_string(hide_password=True)
     assert json.loads((folder / "direct.out").read_text())["untracked"] == []
@@ -177,16 +133,18 @@ def test_no_password_is_shown_however_it_was_given(servers: Servers, ran: tuple[
     assert 'database "nowhere" does not exist' in line
     places = (folder, servers.artifacts)
     files = [p for place in places for p in place.rglob("*") if p.is_file() and not p.is_symlink()]
-    assert [p for p in files if servers.password.encode() in p.read_bytes()] == []
-    assert servers.tables_with(servers.password) == set()
+    for secret in servers.secrets.values():
+        assert [p for p in files if secret.encode() in p.read_bytes()] == []
+        assert servers.tables_with(secret) == set()
     assert servers.tables_with("small") >= {"artifact", "flow_run", "tags", "runs"}  # the search does find
 
 
 def elsewhere(servers: Servers, folder: Path, address: Any, name: str) -> subprocess.Popen[bytes]:
-    uri = whole(address).replace(servers.password, "${env:DATABASE_PASSWORD}")
+    password = str(address.password)
+    uri = whole(address).replace(password, "${env:DATABASE_PASSWORD}")
     text = f"tracking: {{experiment: direct, uri: '{uri}'}}\n"
     (folder / f"{name}.yaml").write_text(STUDY + TABLE + text)
-    return start(servers, folder, name, spec=f"{name}.yaml", DATABASE_PASSWORD=servers.password)
+    return start(servers, folder, name, spec=f"{name}.yaml", DATABASE_PASSWORD=password)
 
 
 @pytest.fixture(scope="module")

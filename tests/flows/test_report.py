@@ -70,19 +70,39 @@ def test_a_verdict_is_no_stronger_than_its_interval(low: float, high: float, wor
         f"Judged by gold, bon[n=4] is {words} base: difference +0.125 [{low:+.3f}, {high:+.3f}], "
         "win rate 0.562 [0.400, 0.700] on 50 prompts"
     )
-    assert verdict(row) == f"{said}."
+    assert verdict(row, 0.95) == f"{said}."
     row |= {"p": 0.0004, "p_holm": 0.25, "detectable": 0.3125}
-    missed = ". A difference of 0.312 would have been found four times in five" if "not" in words else ""
-    assert verdict(row) == f"{said}; p < 0.001{missed}."
-    assert verdict(row, 3) == f"{said}; p < 0.001, p = 0.250 with all 3 policies counted (Holm){missed}."
+    missed = ". A difference of 0.312 would by itself have been found four times in five" if "not" in words else ""
+    assert verdict(row, 0.95) == f"{said}; p < 0.001{missed}."
+    assert verdict(row, 0.95, 3) == f"{said}; p < 0.001, p = 0.250 with all 3 policies counted (Holm){missed}."
+    row["prompts"] = 5  # of so few even one sign at all of them is no rare thing
+    assert f"{row['policy']} is not told apart from base" in verdict(row, 0.95)
 
 
 def test_the_question_is_the_study_in_a_sentence(study: View, tmp_path: Path) -> None:
     _, page = drawn(study)
     assert (
         "How do sft and bon compare with base, judged by tone (held out) and gold (guides 3 of 4)? Each policy "
-        "gave 2 answers of at most 24 tokens to each of 2 prompts (prompts.eval), all with the same random numbers (seed 3)."
+        "gave 2 answers of at most 24 tokens to each of 8 prompts (prompts.eval), all with the same random numbers (seed 3)."
     ) in page.text
+
+
+def test_what_was_expected_stands_beside_what_was_found_and_another_bar_draws_the_report_again(
+    study: View, tmp_path: Path
+) -> None:
+    assert "expectation" not in drawn(study)[1].text
+    evaluation = "rewards: [gold, tone]"
+
+    def with_bars(bars: str) -> View:
+        return handmade.view(tmp_path, handmade.STUDY.replace(evaluation, f"{evaluation}, expect: {bars}"))
+
+    met = drawn(with_bars("{bon: {reward.tone: '> 0'}}"))[1]
+    assert "All 2 expectations were met" in met.text
+    path, page = drawn(with_bars("{sft: {win_rate.gold: '> 0.1', reward.tone: '>= 99'}}"))
+    assert "1 of 2 expectations missed" in page.text
+    assert ["sft", "win_rate.gold", "> 0.1"] in [cells[:3] for cells in page.cells if cells[-1] == "met"]
+    assert ["sft", "reward.tone", ">= 99"] in [cells[:3] for cells in page.cells if cells[-1] == "missed"]
+    assert "<details open><summary>1 of 2 expectations missed" in path.read_text(encoding="utf-8")
 
 
 def test_there_is_a_verdict_for_each_policy_and_reward_but_the_reference_and_they_are_counted(study: View) -> None:

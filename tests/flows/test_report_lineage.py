@@ -58,16 +58,17 @@ def test_how_to_run_it_again_is_what_was_run_without_its_passwords(
     handmade.put(study, "pairs", {"pairs.jsonl": ""})
     path, page = drawn(study)
     told = "'my study.yaml' --set 'tracking.uri=postgresql://me:***@host/runs'"
-    assert f"git checkout 0123456789abcdef\npip install torch==2.9.0\nalignflow plan {told}" in page.text
-    assert f"ALIGNFLOW_HOME=again alignflow run {told}" in page.text
+    before = "git checkout 0123456789abcdef\npip install torch==2.9.0"
+    assert f"{before}\nalignflow replay small" in page.text
+    assert f"{before}\nalignflow plan {told}\nalignflow run {told}" in page.text
     assert "The code had changes that no commit holds" in page.text
     assert "sesame" not in path.read_text(encoding="utf-8")
 
 
 def test_an_evaluation_is_a_markdown_table(study: View) -> None:
-    from flows.align import markdown_table
+    from flows.summary import evaluation_markdown
 
-    lines = markdown_table(named(study.artifact("table"))).splitlines()
+    lines = evaluation_markdown(named(study.artifact("table"))).splitlines()
     assert [lines[i] for i in (0, 1, 2, 9)] == [
         "| policy | judged by | part | reward | win rate | KL | tokens |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -10,7 +10,7 @@ import handmade
 import pytest
 from report_page import drawn, rows_of
 
-from flows.fronts import on_front
+from flows.fronts import _paths, on_front
 from flows.optimisation import families, gains
 from flows.report_generations import most, pairs
 from flows.report_spending import at_equal_spending
@@ -73,13 +73,14 @@ def test_the_judge_that_had_the_least_part_is_looked_at_first(study: View, tmp_p
 
 def test_at_equal_spending_each_policy_has_the_draws_that_the_dearest_answer_pays_for(study: View) -> None:
     """Of tokens a draw of base costs 11 (11 an answer), of sft 12, of best-of-2 11 (22 an answer), of best-of-4 11 (44): 44 pay
-    for 4, 3, 4 and 4. Of positions 12, 13, 11 and 10.5: 42 pay for 3, 3, 3 and 4. Two were drawn of base and of sft."""
+    for 4, 3, 4 and 4. Of positions 10, 11, 10 and 10, and
+    2 of the prompt once: 42 pay for 4, 3, 4 and 4. Two were drawn of base and of sft."""
     found = {(r["measure"], r["policy"], r["judged_by"]): r for r in at_equal_spending(of(study))}
     assert len(found) == 3 * 4 * 2
     for measure, paid, read in (
         ("draws", [4, 4, 4, 4], [2, 2, 4, 4]),
         ("tokens", [4, 3, 4, 4], [2, 2, 4, 4]),
-        ("positions", [3, 3, 3, 4], [2, 2, 3, 4]),
+        ("positions", [4, 3, 4, 4], [2, 2, 4, 4]),
     ):
         for i, policy in enumerate(evaluated.POLICIES):
             row = found[measure, policy, "tone"]
@@ -192,6 +193,17 @@ def test_a_family_differs_in_one_number_alone_and_has_three_members(tmp_path: Pa
     assert found["raft"].members == {1: "raft[round=1]", 2: "raft[round=2]", 3: "raft"}
     assert found["bon[temperature=0.5]"].members == {n: f"bon[n={n:g},temperature=0.5]" for n in (2.0, 4.0, 8.0)}
     assert list(families(stages, ["raft", "raft[round=1]"])) == []
+
+
+def test_rounds_and_mixtures_are_joined_in_their_order(tmp_path: Path) -> None:
+    two = (
+        "raft: {do: raft, from: base, prompts: prompts.train, reward: gold, rounds: 3}\n  low: {do: raft, from: base, "
+    )
+    two += "prompts: prompts.train, reward: tone}\n  soup: {do: soup, experts: [raft, low], weights: {grid: 3}}\n  bon:"
+    stages = load(handmade.view(tmp_path, handmade.STUDY.replace("bon:", two)).folder / "s.yaml").study.stages
+    mixtures = ["soup[1,0]", "soup[0.5,0.5]", "soup[0,1]"]
+    found = _paths(stages, ["base", "raft", "raft[round=2]", "raft[round=1]", *mixtures, "bon[n=2]", "bon[n=4]"])
+    assert found == [["raft[round=1]", "raft[round=2]", "raft"], mixtures]
 
 
 def test_over_optimisation_is_told_in_the_deviations_of_the_references_answers(tmp_path: Path, home: Path) -> None:

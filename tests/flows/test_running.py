@@ -289,9 +289,9 @@ def test_an_interrupt_ends_at_130_at_once_and_the_next_run_goes_on(tmp_path: Pat
 def test_a_timeout_fails_the_stage_and_is_not_tried_again(tmp_path: Path, prefect_server: str) -> None:
     folder = make_folder(tmp_path, STUDY.replace("reward: gold, pairs", "reward: mine, pairs"))
     (folder / "my_reward.py").write_text("import time\ndef score(prompts, responses):\n    time.sleep(120)\n")
-    done = alignflow(folder, prefect_server, "run", "s.yaml", "--set", "execution.timeout=3s")
+    done = alignflow(folder, prefect_server, "run", "s.yaml", "--set", "execution.timeout=20s")
     assert done.returncode == 1
-    assert "failed: pairs: took longer than 3 s (`execution.timeout`) and was stopped" in done.stdout
+    assert "failed: pairs: took longer than 20 s (`execution.timeout`) and was stopped" in done.stdout
     assert done.stdout.count("pairs: started") == 1
 
 

@@ -238,7 +238,7 @@ def test_a_client_that_goes_away_frees_its_rows(served: Serving, monkeypatch: py
             "parts of type `image_url` are not supported: only text is",
         ),
         ({"model": "blocks", "temperature": 0}, None, "at temperature 0 all ways to continue a block are one"),
-        ({"model": "cards", "temperature": 0}, None, "`cards`: temperature"),
+        ({"model": "cards", "temperature": 0}, None, "`cards`: temperature must be greater than 0"),
         ({"tools": [{"type": "function"}]}, None, "`tools` is not supported: leave it out"),
         ({"extra_body": {"smaples": 2}}, "smaples", "`smaples` is no parameter of this interface"),
         ({"messages": [{"role": "assistant", "content": "Hm."}]}, "messages", "the last message is to be the user's"),
@@ -253,6 +253,22 @@ def test_a_bad_request_gets_an_error_of_the_interface(
     problem = caught.value.body
     assert isinstance(problem, dict) and words in problem["message"]
     assert (problem["type"], problem["param"]) == ("invalid_request_error", param)
+
+
+@pytest.mark.parametrize("prompt", ["", [1, 2], [""]])
+def test_a_bad_prompt_is_named_without_the_names_of_types(client: openai.OpenAI, prompt: Any) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="base", prompt=prompt)
+    problem = caught.value.body
+    assert isinstance(problem, dict) and problem["param"] in ("prompt", "prompt.0")
+    assert problem["message"].startswith(f"{problem['param']}: ") and "function" not in problem["message"]
+
+
+def test_a_body_that_is_not_told_to_be_json_is_named_as_such(served: Serving) -> None:
+    answer = httpx.post(
+        f"{served.url}/chat/completions", content='{"model": "base"}', headers={"Content-Type": "text/plain"}
+    )
+    assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import evaluated
 import handmade
 import pytest
 from command import told
@@ -40,7 +41,7 @@ def test_a_study_is_a_line_for_each_stage(study: View, capsys: pytest.CaptureFix
 
 def test_what_changed_since_the_last_run_is_said(study: View, capsys: pytest.CaptureFixture[str]) -> None:
     lines = told(capsys, "show", "s.yaml", "--set", "stages.rolls.samples=9")[1]
-    assert "changed: samples 1 -> 9" in lines[1]
+    assert "changed: samples 2 -> 9" in lines[1]
 
 
 def test_a_study_as_json_has_what_the_lines_have(study: View, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +75,12 @@ def test_a_stage_is_shown_with_its_files_its_numbers_and_its_neighbours(
         "built 2026-11-21T10:11:12 UTC in 12.3 s on workbench",
         "MLflow run run-of-sample",
     ]
+
+
+def test_of_an_evaluation_its_table_is_shown(study: View, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated.put(study)
+    status, lines, _ = told(capsys, "show", "s.yaml", "table")
+    assert status == 0 and "table: 8 prompts, 95 % intervals" in "\n".join(lines)
 
 
 def test_a_stage_that_was_not_built_shows_what_it_is_to_be_made_of(

@@ -1,21 +1,16 @@
-"""`alignflow up`: both servers with one command, found by the next run, gone with Ctrl-C."""
+"""`alignflow up`: both servers and a worker with one command, found by the next run, gone with Ctrl-C."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
+from going_up import Up, ask, free_port, get, going_up
 from servers import until
 
 from flows.cli import main
@@ -32,66 +27,14 @@ stages: {rolls: {do: sample, from: base, prompts: prompts, samples: 2, max_new_t
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=20) as response:
-        return str(response.read().decode())
-
-
-def ask(url: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as response:
-        return json.load(response)
-
-
-@dataclass
-class Up:
-    process: subprocess.Popen[bytes]
-    folder: Path
-    port: int
-    mlflow_port: int
-
-    @property
-    def printed(self) -> str:
-        return (self.folder / "out").read_text()
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "flows.cli", *command]
-        environment = {
-            name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
-        }
-        return subprocess.run(
-            line, cwd=self.folder, env=environment | home_in(self.folder), capture_output=True, text=True
-        )
-
-
-def home_in(folder: Path) -> dict[str, str]:
-    return {"ALIGNFLOW_HOME": str(folder / "home"), "PREFECT_PROFILES_PATH": str(folder / "profiles.toml")}
-
-
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("up")
     tiny.language_model(folder / "model")
     tiny.write_lines(folder / "prompts.jsonl", [{"prompt": "Why?"}])
     (folder / "s.yaml").write_text(STUDY.replace("./", f"{folder}/"))
-    ports = free_port(), free_port()
-    line = [sys.executable, "-m", "flows.cli", "up", "--port", str(ports[0]), "--mlflow-port", str(ports[1])]
-    with (folder / "out").open("wb") as out:
-        process = subprocess.Popen(line, cwd=folder, env=os.environ | home_in(folder), stdout=out, stderr=out)
-    made = Up(process, folder, *ports)
-    try:
-        until(lambda: "Ctrl-C" in made.printed or process.poll() is not None, 240)
-        assert process.poll() is None, made.printed
+    with going_up(folder) as made:
         yield made
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_both_addresses_are_printed_and_answer_and_the_page_asks_the_right_server(up: Up) -> None:
@@ -128,10 +71,19 @@ def test_a_port_that_is_taken_is_named(up: Up, home: Path, capsys: pytest.Captur
     assert "--mlflow-port" in capsys.readouterr().err
 
 
+def test_its_worker_serves_the_pool_one_study_at_a_time(up: Up) -> None:
+    def serves() -> bool:
+        return any(w["status"] == "ONLINE" for w in ask(f"{up.api}/work_pools/alignflow/workers/filter", {}))
+
+    until(serves)
+    assert "--limit\x001\x00" in Path(f"/proc/{up.parts['worker']}/cmdline").read_text()
+    assert "worker   one study at a time" in up.printed
+
+
 def test_ctrl_c_ends_all_of_it(up: Up) -> None:
     """The last of these tests: nothing is up afterwards."""
     children = [int(pid) for pid in Path(f"/proc/{up.process.pid}/task/{up.process.pid}/children").read_text().split()]
-    assert len(children) >= 2
+    assert len(children) == 3
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(60) == 130
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)

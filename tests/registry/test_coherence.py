@@ -11,6 +11,7 @@ import tiny
 import torch
 import transformers
 
+from registry.reading import noting
 from registry.rewards import scorer
 from specs.problems import UserError
 
@@ -70,6 +71,16 @@ def test_it_is_its_definition_text_by_text_with_a_pooler_and_without(tmp_path: P
 def test_an_answer_that_repeats_the_question_is_as_near_as_can_be(tmp_path: Path) -> None:
     encoder(tmp_path / "encoder")
     assert scorer(reward(tmp_path), batch=8)(PROMPTS[:1], ["Why is it so?"]) == pytest.approx([1.0])
+
+
+def test_what_the_encoder_reads_for_an_answer_is_noted(tmp_path: Path) -> None:
+    encoder(tmp_path / "encoder")
+    with noting() as noted:
+        scorer(reward(tmp_path), batch=8)(PROMPTS, ANSWERS)
+    both = [(p[0]["content"], a) for p, a in zip(PROMPTS, ANSWERS, strict=True)]
+    assert noted.of_each(len(both)) == [
+        sum(len(tiny.tokenizer()(t)["input_ids"]) for t in texts if t) for texts in both
+    ]
 
 
 def test_a_long_text_loses_its_end(tmp_path: Path) -> None:

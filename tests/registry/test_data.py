@@ -106,9 +106,10 @@ def test_a_part_is_taken_from_the_rows_that_can_be_used(tmp_path: Path) -> None:
 
 
 def test_the_catalogue_holds_distinct_prompts_for_training_and_evaluation() -> None:
-    train, evaluation = (read(Data(source=name, format="prompt", max_dropped="0%")).rows for name in CATALOGUE)
-    assert (len(train), len(evaluation)) == (64, 48)
-    assert len({row.id for row in train + evaluation}) == 112
+    rows = {name: read(Data(source=name, format="prompt", max_dropped="0%")).rows for name in CATALOGUE}
+    sizes = {"quickstart-train": 64, "quickstart-eval": 48, "stories-train": 288, "stories-eval": 240}
+    assert {name: len(some) for name, some in rows.items()} == sizes
+    assert len({row.id for some in rows.values() for row in some}) == sum(sizes.values())
 
 
 def test_the_variable_in_a_source_is_read_where_the_source_is_used(

@@ -21,6 +21,13 @@ def test_best_of_n_is_counted_in_draws_of_what_it_draws_from() -> None:
     assert affordable_draws(np.array([3.0, 6.0, 12.0]), np.array([1.0, 2.0, 4.0])).tolist() == [4, 4, 4]
 
 
+def test_what_is_paid_once_is_not_paid_for_each_draw() -> None:
+    """Best-of-4 of a prompt of 400 tokens with answers of 49 is four draws of the base: for as much the base has four."""
+    costs, draws = np.array([449.0, 498.0, 596.0]), np.array([1.0, 2.0, 4.0])
+    assert affordable_draws(costs, draws, np.full(3, 400.0)).tolist() == [4, 4, 4]
+    assert affordable_draws(costs, draws).tolist() == [1, 2, 4]
+
+
 def test_a_third_thrice_is_the_whole() -> None:
     for third in (0.1, 1 / 3, 7 / 11, 1e9 / 7):
         assert affordable_draws(np.array([third, third * 3]), np.ones(2)).tolist() == [3, 1]
@@ -45,5 +52,5 @@ def test_no_one_spends_more_than_the_dearest_answer_and_one_draw_more_would(
 
 
 def test_an_answer_that_costs_nothing_has_no_equal() -> None:
-    with pytest.raises(ValueError, match="each answer must cost something; one costs 0"):
+    with pytest.raises(ValueError, match="each draw must cost something; one costs 0"):
         affordable_draws(np.array([0.0, 1.0]), np.ones(2))

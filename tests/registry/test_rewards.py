@@ -13,6 +13,7 @@ import tiny
 
 from registry.artifacts import Artifact
 from registry.python_source import python_fact
+from registry.reading import noting
 from registry.rewards import scorer
 from specs.base import Entry
 from specs.plan import Fact
@@ -247,3 +248,20 @@ def test_a_classifier_with_classes_gives_the_log_probability_of_one(tmp_path: Pa
         score(by(None), "fine")
     with pytest.raises(UserError, match="`label: joy` is not a class of the model"):
         score(by("joy"), "fine")
+
+
+def test_what_models_read_for_each_text_is_noted_and_a_sum_of_two_reads_twice(tmp_path: Path) -> None:
+    folder = tiny.classifier(tmp_path / "c")
+    reward = artifact(Classifier(kind="classifier", source=str(folder), precision="fp32"))
+    texts = ["a", "abcd"]
+    with noting() as noted:
+        score(reward, *texts)
+    short, long = noted.of_each(2)
+    assert long - short == 3  # a byte is a token
+    with noting() as twice:
+        score(reward, *texts)
+        score(reward, *texts)
+    assert twice.of_each(2) == [2 * short, 2 * long]
+    with noting() as none:
+        score(artifact(Length(kind="length")), *texts)
+    assert none.of_each(2) == [0, 0]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.methods import significance
-from registry.methods.significance import holm, minimum_detectable_effect, permutation_p
+from registry.methods.significance import draws_for, holm, minimum_detectable_effect, permutation_p
 
 FEW = st.lists(st.integers(-4, 4), min_size=2, max_size=8)
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
@@ -111,6 +111,13 @@ def test_holm_below_alpha_are_those_that_stepping_down_rejects(values, alpha) ->
             break
         rejected += 1
     assert sum(adjusted <= alpha * (1 + 1e-12) for adjusted in holm(values)) == rejected
+
+
+@pytest.mark.parametrize("policies", [1, 37, 200])
+def test_what_is_beyond_doubt_is_told_apart_among_however_many(policies: int) -> None:
+    p = permutation_p(np.ones(60), resamples=draws_for(policies, resamples=100), seed=0)
+    assert max(holm([p] * policies)) <= 1 / 400
+    assert draws_for(policies, resamples=10**6) == 10**6
 
 
 def test_a_hundred_prompts_of_unit_spread_see_a_difference_of_028() -> None:

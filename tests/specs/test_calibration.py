@@ -22,7 +22,7 @@ stages:
   few: {do: decode, method: sample, from: base, top_k: 4}
   nucleus: {do: decode, method: sample, from: base, top_p: 0.9}
   best: {do: decode, method: best_of_n, from: base, reward: joy, n: 2}
-  rolls: {do: sample, from: other, prompts: prompts, max_new_tokens: 32}
+  rolls: {do: sample, from: other, prompts: prompts, max_new_tokens: 32, samples: 2}
 """
 STAGES = {
     "rl": "do: rl, from: base, prompts: prompts, reward: cal, max_new_tokens: 32",

@@ -88,7 +88,7 @@ def test_a_rule_takes_what_can_guide_it(tmp_path: Path, rule: str) -> None:
             "policies.base",
             "`base` is `from`, whose power is one minus the weights",
         ),
-        (f"{CD}, scorers: {{}}", "scorers", "at least 1"),
+        (f"{CD}, scorers: {{}}", "scorers", "1 at least"),
     ],
 )
 def test_what_cannot_guide_is_refused_with_the_reason(tmp_path: Path, rule: str, place: str, words: str) -> None:

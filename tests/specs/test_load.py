@@ -80,7 +80,7 @@ def test_every_kind_of_mistake_is_told_at_once_with_place_and_remedy(write) -> N
         ("name: small", "name: small\nseed: -1", "seed  must be greater than or equal to 0, not `-1`"),
         ("name: small", "name: small\nseed: 1.5", "takes a whole number, not `1.5`"),
         ("name: small", "name: small\nstaegs: {}", "staegs  unknown key; did you mean `stages`?"),
-        ("do: sample", "do: sampel", "stages.rolls.do  `sampel` is not a do; did you mean `sample`?"),
+        ("do: sample", "do: sampel", "stages.rolls.do  `sampel` is not a kind of stage; did you mean `sample`?"),
         ("do: sample, ", "", "stages.rolls  `do` is missing; add `do:` with one of sft, "),
         ("method: best_of_n", "method: best_of_m", "`best_of_m` is not a method; did you mean `best_of_n`?"),
         ("kind: lexicon", "kind: lexikon", "`lexikon` is not a kind; did you mean `lexicon`?"),
@@ -109,7 +109,7 @@ def test_a_mistake_is_one_line_at_its_place(write, old: str, new: str, message: 
 
 def test_a_cycle_is_named_in_order(write) -> None:
     text = GOOD.replace("responses: rolls", "responses: rolls2").replace(
-        "  pairs:", "  rolls2: {do: sample, from: bon, prompts: prompts.train}\n  pairs:"
+        "  pairs:", "  rolls2: {do: sample, from: bon, prompts: prompts.train, samples: 2}\n  pairs:"
     )
     (line,) = mistakes(write(text))
     assert "a cycle: rolls2 -> bon -> rm -> pairs -> rolls2" in line
@@ -256,10 +256,31 @@ def test_extends_merges_deeply_and_keeps_places(write) -> None:
 
 
 def test_replace_inherits_nothing(write) -> None:
-    write(GOOD, "parent.yaml")
-    text = "extends: parent.yaml\nstages:\n  rolls: {replace: true, do: sample, from: base, prompts: prompts.eval}\n"
+    write(GOOD.replace("do: sample,", "do: sample, max_new_tokens: 9,"), "parent.yaml")
+    text = "extends: parent.yaml\nstages:\n  rolls: {replace: true, do: sample, from: base, prompts: prompts.eval, samples: 2}\n"
     rolls = load(write(text)).study.stages["rolls"]
-    assert (rolls.prompts, rolls.samples) == ("prompts.eval", 1)  # type: ignore[union-attr]
+    assert (rolls.prompts, rolls.max_new_tokens) == ("prompts.eval", 64)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("samples: 4", "samples: 1", "stages.pairs.responses  a pair takes two responses to a prompt, and `rolls` has one"),
+        ("stages:", "stages:\n  b: {do: bond, from: base, prompts: prompts.train, reward: gold, rounds: 2}",
+         "stages.b.rounds  is for `raft`, `rrhf`, `dpo`; `bond` has none"),
+    ],
+)  # fmt: skip
+def test_what_can_never_be_is_told_at_its_place(write, old: str, new: str, told: str) -> None:
+    assert old in GOOD
+    (line,) = mistakes(write(GOOD.replace(old, new, 1)))
+    assert told in line
+
+
+def test_a_bar_that_no_win_rate_meets_and_a_name_that_stands_twice_are_told(write) -> None:
+    text = GOOD.replace("rewards: [rm, gold]", 'rewards: [rm, gold, rm], expect: {bon: {win_rate.gold: ">= 50"}}')
+    bar, twice = sorted(mistakes(write(text)), key=len, reverse=True)
+    assert "expect.bon.win_rate.gold  no win rate can be `>= 50`: it lies between 0 and 1" in bar
+    assert "rewards[2]  `rm` stands here twice" in twice
 
 
 def test_a_cycle_of_parents_is_refused(write) -> None:
@@ -284,6 +305,17 @@ def test_set_writes_over_the_file_and_is_named_as_the_place(write) -> None:
     )
 
 
+def test_set_of_a_field_of_nothing_names_what_was_meant_and_a_new_entry_may_begin(write) -> None:
+    path = write(GOOD)
+    with pytest.raises(SpecError) as caught:
+        load(path, ["stages.rols.samples=9"])
+    assert str(caught.value) == (
+        "--set stages.rols.samples=9  stages.rols  there is none of that name; did you mean `rolls`?"
+    )
+    more = ["stages.new.do=decode", "stages.new.method=greedy", "stages.new.from=base"]
+    assert "new" in load(path, more).study.stages
+
+
 def test_relative_paths_are_relative_to_the_file_that_holds_them(write, tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     write(GOOD, "inner/parent.yaml")
@@ -300,11 +332,27 @@ def test_environment_variables_stand_in_paths_only_and_their_values_stay_out(wri
     assert "write it as `${env:NAME}`" in mistakes(write(GOOD.replace("./prompts.jsonl", "'${ROWS}/prompts.jsonl'")))[0]
 
 
-def test_a_schedule_is_checked(write) -> None:
-    load(write(GOOD + "schedule: {cron: '0 2 * * *', timezone: Europe/Berlin}\n"))
-    found = mistakes(write(GOOD + "schedule: {cron: '0 2 * *', timezone: Mars/Base}\n"))
-    assert any("not a cron expression" in line for line in found)
-    assert any("`Mars/Base` is not in the time zone database" in line for line in found)
+SCHEDULES = [
+    ("cron: '0 2 * *'", "schedule.cron  not a cron expression: "),
+    ("cron: '0 2 * * *', timezone: Mars/Base", "schedule.timezone  `Mars/Base` is not in the time zone database"),
+    ("interval: 6", "schedule.interval  takes text, not `6`"),
+    ("interval: 6 hours", "schedule.interval  a duration is written `90s`, `10m`, `2h` or `1d`, not `6 hours`"),
+    ("rrule: 'FREQ=SOMETIMES'", "schedule.rrule  not a recurrence rule: "),
+    ("rrule: 'FREQ=DAILY;UNTIL=19990101'", "schedule.rrule  not a recurrence rule: it names no time to come"),
+    ("timezone: UTC", "schedule  has neither `cron`, `interval` nor `rrule`; give one of the three"),
+    ("interval: 6h, cron: '0 2 * * *'", "schedule  has `cron` and `interval`; give one of the three"),
+]
+
+
+@pytest.mark.parametrize("way", ["cron: '0 2 * * *'", "interval: 6h", "rrule: 'FREQ=WEEKLY;BYDAY=MO,TH;BYHOUR=2'"])
+def test_a_schedule_goes_by_one_of_three_ways(way: str, write) -> None:
+    load(write(GOOD + f"schedule: {{{way}, timezone: Europe/Berlin}}\n"))
+
+
+@pytest.mark.parametrize(("schedule", "told"), SCHEDULES, ids=[s[0] for s in SCHEDULES])
+def test_a_schedule_is_checked(schedule: str, told: str, write) -> None:
+    (found,) = mistakes(write(GOOD + f"schedule: {{{schedule}}}\n"))
+    assert told in found
 
 
 def test_a_study_without_stages_is_told(write) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from specs.graph import Graph
+from specs.kinds import KINDS, kind
 from specs.load import load
 from specs.plan import steps
 from specs.problems import SpecError
-from specs.spread import simplex
+from specs.spread import IN_ROUNDS, simplex
 from specs.study import entries
 
 HEAD = """\
@@ -82,12 +84,34 @@ def test_more_rounds_reuse_those_that_are_there(write: Write) -> None:
     assert len(set(prints[1].values())) == len(prints[1])
 
 
+def test_the_kinds_with_rounds_are_those_that_are_trained_in_rounds() -> None:
+    assert set(IN_ROUNDS) == {do for do in KINDS if "rounds" in getattr(kind(do), "model_fields", {})}
+
+
 def test_one_round_is_the_stage_itself(write: Write) -> None:
     plain, one = (
         steps(load(write(f"  raft: {{{RAFT}{rounds}}}\n")).study, {})["raft"].fingerprint
         for rounds in ("", ", rounds: 1")
     )
     assert plain == one
+
+
+def test_what_an_export_writes_out_is_read_as_it_stands(write: Write) -> None:
+    stages = f"""\
+  expert: {{{RAFT.replace(", reward: joy", "")}, rounds: 2, sweep: {{reward: [joy, short]}}}}
+  soup: {{do: soup, experts: expert, weights: {{grid: 3}}}}
+"""
+    study = load(write(stages)).study
+    path = write("")
+    YAML().dump(study.model_dump(mode="json", by_alias=True, exclude_unset=True) | {"spread": False}, path)
+    again = load(path).study
+    assert list(again.stages) == list(study.stages)
+    assert len(again.stages) == 7
+    assert steps(again, {}) == steps(study, {})
+    path.write_text(path.read_text().replace("spread: false", "spread: true"))
+    told = problems(path)
+    assert any("unknown key" in problem for problem in told)
+    assert any("brackets name the members of a `sweep:`" in problem for problem in told)
 
 
 def test_a_sweep_of_rounds_names_the_last_round_of_each_member(write: Write) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import handmade
 import numpy as np
 import pytest
 import stages
@@ -13,6 +14,8 @@ import tiny
 
 from registry.methods.audits import divergence_of_gold
 from registry.methods.comparison import over_seeds
+from registry.rows import Prompt
+from tasks.audited import Learnt, Met
 from tasks.evaluation_table import Evaluation, named
 
 PROMPTS = [f"Tell me of {'a very ' * i}long number {i}." for i in range(6)]
@@ -84,6 +87,31 @@ def test_what_the_guide_gained_is_held_against_what_gold_did(evaluation: Any) ->
     assert rows["tuned[seed=1]", "letters", "words"]["gained_more"] == pytest.approx(more.mean())
 
 
+def test_prompts_that_a_policy_was_made_on_are_no_held_out_ones(evaluation: Any) -> None:
+    found, _ = evaluation
+    assert [row["prompts_met"] for row in found.policy_rows()] == [0, 6, 6, 6]
+    each = "tuned[seed=1] (all), tuned[seed=2] (all), best (all)"
+    assert found.met().endswith(f"of the 6 prompts, those that policies or their guides were made on: {each}")
+
+
+def test_prompts_are_the_same_by_their_words_wherever_they_lie(tmp_path: Path) -> None:
+    tiny.language_model(tmp_path / "model")
+    tiny.write_lines(
+        tmp_path / "some.jsonl", [{"prompt": p, "chosen": "yes", "rejected": "no"} for p in ("a", "b", "c")]
+    )
+    study = """\
+models: {base: {source: ./model, precision: fp32}}
+data: {some: {source: ./some.jsonl, format: preference, split: {one: 2, two: 1}}}
+stages: {tuned: {do: sft, from: base, data: some.one}}
+"""
+    met = Met([Prompt(({"role": "user", "content": text},)) for text in "abcd"])
+    view = stages.study(tmp_path, study)
+    assert met.by(view.artifact("base")) == {"prompts": 0, "unknown": 0}
+    assert met.by(view.artifact("tuned")) == {"prompts": 2, "unknown": 0}
+    tiny.write_lines(tmp_path / "some.jsonl", [{"prompt": "a", "chosen": "yes", "rejected": "no"}])
+    assert met.by(view.artifact("tuned")) == {"prompts": 0, "unknown": 1}  # nobody knows what the file held
+
+
 def test_a_model_is_asked_what_it_copied_where_it_was_trained_on_stored_answers(evaluation: Any) -> None:
     found, _ = evaluation
     base, *tuned, best = found.policy_rows()
@@ -99,3 +127,23 @@ def test_every_number_reaches_mlflow_under_a_name_that_it_takes(evaluation: Any)
     assert all(isinstance(value, float | int) for value in metrics.values())
     allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-. /")
     assert not {character for name in metrics for character in name} - allowed
+
+
+GIVEN = """\
+  tuned: {do: dpo, from: base, data: given}
+"""
+
+
+def test_what_a_model_copied_is_not_known_where_what_it_learnt_from_is_not_here(tmp_path: Path, home: Path) -> None:
+    pair = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
+    tiny.write_lines(tmp_path / "given.jsonl", [pair])
+    text = handmade.STUDY.replace("data:\n", "data:\n  given: {source: ./given.jsonl, format: preference}\n") + GIVEN
+    made = handmade.view(tmp_path, text)
+    sft, tuned = made.artifact("sft"), made.artifact("tuned")
+    assert Learnt().by(made.artifact("base")) is None and Learnt().by(sft) is None
+    handmade.put(made, "pairs", {"pairs.jsonl": handmade.lines(pair)})
+    for policy in (sft, tuned):
+        known = Learnt().by(policy)
+        assert known is not None and known.has("Because.")
+    tiny.write_lines(tmp_path / "given.jsonl", [pair | {"chosen": "So."}])
+    assert Learnt().by(tuned) is None

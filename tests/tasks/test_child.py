@@ -30,6 +30,14 @@ def works(job):
     print("to the log")
     return Result({"answer": 42.0})
 
+def fills_memory(job):
+    from tasks.memory import peak_memory
+    held = bytearray(b"x") * 700_000_000
+    del held
+    with peak_memory() as little:  # which sets the system's mark back
+        pass
+    return Result({"meanwhile": float(little[0])})
+
 def blames_the_person(job):
     raise UserError("rows: too few")
 
@@ -90,9 +98,18 @@ def run(request: child.Request, **options: float) -> tuple[Result, list[Event]]:
 
 def test_a_body_returns_its_result_and_reports_in_order(request_for, tmp_path: Path) -> None:
     result, events = run(request_for("works"))
-    assert result == Result({"answer": 42.0})
+    assert result.metrics == {"answer": 42.0}
+    assert result.machine["torch"]["threads"] >= 1  # it says itself what it computed with
     assert events == [("metrics", (3, {"loss": 0.5})), ("progress", (1, 1, "steps"))]
     assert (tmp_path / "a.txt").read_text() == "made"
+
+
+def test_the_most_memory_of_a_body_is_told_though_parts_of_it_are_measured_by_themselves(request_for) -> None:
+    small, big = (run(request_for(name))[0] for name in ("works", "fills_memory"))
+    before = small.spent["host_bytes"]
+    assert big.spent["host_bytes"] - before == pytest.approx(700e6, rel=0.1)
+    assert big.metrics["meanwhile"] - before == pytest.approx(0, abs=100e6)
+    assert big.spent["device_bytes"] == 0
 
 
 def test_what_a_body_prints_goes_to_its_log(request_for, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def compare(view: Any, folder: Path, micro_batch: int = 2) -> None:
     assert outcome == "done", content
     for name in ("train/first_loss", "train/last_loss"):
         assert content["metrics"][name] == pytest.approx(alone.metrics[name], abs=2e-4)
+    assert content["spent"]["host_bytes"] > 2 * 200e6  # of both processes, each with torch in it
     curve = [c[1]["train/loss"] for k, c in events if k == "metrics"]
     assert curve == pytest.approx([loss for _, loss in alone.logged("train/loss")], abs=2e-4)
     for path in alone.folder.rglob("*.safetensors"):
@@ -92,11 +93,11 @@ def compare(view: Any, folder: Path, micro_batch: int = 2) -> None:
 
 
 # Of a pass's last step in two processes: the second has no row of its own, or also the first half a micro-batch.
-REMAINDERS = [("sft", 9, 1), ("sft", 9, 2), ("reward_model", 9, 2), ("prefix", 10, 2), ("bond", 10, 2)]
+REMAINDERS = [("sft", 9, 2), ("reward_model", 9, 2), ("prefix", 10, 2), ("bond", 10, 2)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bond"])
+@pytest.mark.parametrize("kind", ["whole", "arm", "dpo", "raft"])
 def test_two_processes_have_the_losses_and_the_weights_of_one(study: Any, tmp_path: Path, kind: str) -> None:
     compare(study(kind), tmp_path)
 
@@ -137,7 +138,7 @@ def split(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["whole", "reward_model", "dpo", "prefix", "rl", "raft"])
+@pytest.mark.parametrize("kind", ["whole", "prefix", "rl"])
 def test_so_have_two_that_hold_a_part_each(study: Any, tmp_path: Path, split: None, kind: str) -> None:
     compare(study(kind), tmp_path)
 
@@ -154,13 +155,10 @@ def test_so_have_they_where_a_step_draws_for_a_prompt_in_both(study: Any, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_a_row_whose_loss_is_no_number_is_named_by_the_process_that_met_it(
-    study: Any, tmp_path: Path, kind: str
-) -> None:
+def test_a_row_whose_loss_is_no_number_is_named_by_the_process_that_met_it(study: Any, tmp_path: Path) -> None:
     # The model knows no "0": of the ten rows one, which is not among the longest that are tried before the first step.
     spoilt = tiny.spoilt(tmp_path / "model", "0")
-    (outcome, (who, text, _)), _ = together(study(kind, model=spoilt), tmp_path / "two", micro_batch=2)
+    (outcome, (who, text, _)), _ = together(study("dpo", model=spoilt), tmp_path / "two", micro_batch=2)
     assert (outcome, who) == ("failed", "user")
     assert re.fullmatch(
         r"the loss is nan at step \d because of row 1 \('<\|user\|>Number 0\?<\|end\|><\|assistant\|>'\); "

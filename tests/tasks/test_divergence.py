@@ -144,6 +144,7 @@ def test_where_tokens_are_left_out_k3_is_not_given(view: Any) -> None:
 
 def test_the_reference_itself_is_at_no_distance(view: Any) -> None:
     found = Measured(view, "base").found.estimates
+    assert np.abs(found["rao_blackwell"]).max() < 1e-9  # single precision gave -1e-5 a token of a large vocabulary
     assert max(np.abs(values).max() for values in found.values()) < 1e-4
 
 

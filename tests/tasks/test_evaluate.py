@@ -145,6 +145,15 @@ def test_a_reference_that_is_one_of_the_policies_by_content_is_not_judged_twice(
     assert named(built.artifact).reference == "greedy"
 
 
+def test_a_prompt_that_comes_twice_is_asked_once(evaluate: Evaluate, folder: Path) -> None:
+    """The prompt is the unit of every interval: as two, the same numbers would look surer than they are."""
+    repeated = folder / "repeated.jsonl"
+    tiny.write_lines(repeated, [{"prompt": text} for text in (*PROMPTS, *PROMPTS[:3])])
+    twice = evaluate("[bon]", extra=("./prompts.jsonl", "./repeated.jsonl"))
+    assert results(twice) == results(evaluate("[bon]"))
+    assert ("note", "prompts: 3 of 11 prompts repeat one before, and are asked once") in twice.events
+
+
 def test_every_figure_can_be_had_again_from_the_generation_table(evaluate: Evaluate) -> None:
     built = evaluate("[bon, greedy]", rewards="[letters, words]")
     for policy, reward in itertools.product(range(3), range(2)):
@@ -266,6 +275,24 @@ def test_greedy_policies_need_one_sample_only(evaluate: Evaluate) -> None:
     assert rows["base"]["win_rate"] != 0.5
 
 
+def test_what_judges_from_outside_does_not_choose_though_it_is_named_first(evaluate: Evaluate) -> None:
+    """Among the draws of the base, which has no reward, the one that guides the other policy chooses."""
+    built = evaluate("[base, bon]", rewards="[words, letters]")
+    found = named(built.artifact)
+    assert found.chooser == "letters"
+    drawn = {r["judged_by"]: r["reward"] for r in found.best_of() if r["policy"] == "base" and r["n"] == 2}
+    words, letters = (values(built, 0, reward) for reward in (0, 1))
+    assert drawn["letters"] == pytest.approx(letters.max(axis=1).mean())
+    assert drawn["words"] == pytest.approx(words[np.arange(8), letters.argmax(axis=1)].mean())
+    assert named(evaluate("[base, greedy]", rewards="[words, letters]").artifact).chooser == "words"
+
+
+def test_where_all_differences_are_equal_nothing_is_said_of_what_could_have_been_found(evaluate: Evaluate) -> None:
+    (greedy, *_) = results(evaluate("[greedy, other]", against="again", rewards="[asked]"))["policies"][1:]
+    assert greedy["rewards"][0]["difference"]["p"] == 1
+    assert "detectable" not in greedy["rewards"][0]["difference"]
+
+
 def test_a_policy_that_chooses_is_told_for_every_number_of_its_draws(evaluate: Evaluate) -> None:
     """From the eight draws that two samples of best-of-four look at; the rule of the worst goes down."""
     built = evaluate("[base, bon]", rewards="[letters, words]")
@@ -333,7 +360,7 @@ def test_an_answer_costs_what_was_drawn_for_it_and_not_what_others_drew_beside_i
     for row in lines:
         lengths.setdefault(row["policy"], []).append(row["tokens"])
     assert cost["base"]["tokens"] == cost["base"]["decode_positions"] + 1 == pytest.approx(fmean(lengths[0]))
-    assert (cost["base"]["reward_calls"], cost["bon"]["reward_calls"]) == (0, 4)
+    assert (cost["base"]["texts_scored"], cost["bon"]["texts_scored"]) == (0, 4)
     assert cost["bon"]["decode_positions"] == cost["bon"]["tokens"] - 4
     assert 2 * cost["base"]["tokens"] < cost["bon"]["tokens"] <= 4 * 12
     # One answer serves all samples, and is asked for once.

@@ -28,16 +28,18 @@ stages:
   mixed: {do: decode, method: mod, from: base, policies: {other: 0.4}}
   blocks: {do: decode, method: controlled_decoding, from: base, scorers: {words: 1.0}, block: 3, samples: 4}
   cards: {do: decode, method: cards, from: base, reward: classes, target: 40.0, entropy: 1.0, shortest: 2, tries: 3}
+  best: {do: decode, method: best_of_n, from: base, reward: classes, n: 3}
+  read: {do: decode, method: controlled_decoding, from: base, scorers: {classes: 1.0}, block: 3, samples: 4}
   table:
     do: evaluate
-    policies: [base, args, mixed, blocks, cards]
+    policies: [base, args, mixed, blocks, cards, best, read]
     against: other
     prompts: prompts
     rewards: [words]
     budget: {max_new_tokens: 10, samples_per_prompt: 2}
     resamples: 100
 """
-POLICIES = ("base", "args", "mixed", "blocks", "cards", "other")
+POLICIES = ("base", "args", "mixed", "blocks", "cards", "best", "read", "other")
 
 
 class Built:
@@ -85,8 +87,18 @@ def test_a_second_model_reads_what_the_first_one_does(both: tuple[Built, Built])
 
 def test_all_branches_of_a_block_were_drawn_and_all_of_them_scored(both: tuple[Built, Built]) -> None:
     cost, lengths = both[0].cost["blocks"], both[0].lengths["blocks"]
-    assert cost["reward_calls"] == pytest.approx(fmean(4 * math.ceil(length / 3) for length in lengths))
+    assert cost["texts_scored"] == pytest.approx(fmean(4 * math.ceil(length / 3) for length in lengths))
     assert fmean(lengths) < cost["tokens"] <= 4 * fmean(3 * math.ceil(length / 3) for length in lengths)
+
+
+def test_a_model_that_chooses_reads_every_draw_with_its_prompt(both: tuple[Built, Built]) -> None:
+    cost = both[0].cost["best"]
+    assert cost["texts_scored"] == 3
+    # It reads them as texts, of which half a character has more bytes than it had tokens.
+    assert cost["guide_positions"] >= 3 * cost["prompt_positions"] + cost["tokens"]
+    assert both[0].cost["base"]["guide_positions"] == both[0].cost["blocks"]["guide_positions"] == 0
+    by_blocks = both[0].cost["read"]
+    assert by_blocks["guide_positions"] > by_blocks["texts_scored"] * by_blocks["prompt_positions"]
 
 
 def test_segments_that_were_refused_were_drawn(both: tuple[Built, Built]) -> None:
@@ -98,7 +110,7 @@ def test_what_measures_a_policy_is_no_part_of_its_cost(both: tuple[Built, Built]
     kl = {name: found and found[0] for name in POLICIES for found in [both[0].evaluation.kl(name)]}
     assert kl == {
         "base": "rao_blackwell", "args": "point_mass", "mixed": "rao_blackwell", "blocks": None, "cards": None,
-        "other": "rao_blackwell",
+        "best": "best_of_n", "read": None, "other": "rao_blackwell",
     }  # fmt: skip
     assert both[0].cost["base"]["guide_positions"] == 0
 
@@ -106,7 +118,7 @@ def test_what_measures_a_policy_is_no_part_of_its_cost(both: tuple[Built, Built]
 def test_what_guides_looked_at_is_kept_of_the_first_answer_of_each(both: tuple[Built, Built]) -> None:
     lines = [json.loads(line) for line in (both[0].folder / "traces.jsonl").read_text().splitlines()]
     traces = {POLICIES[line["policy"]]: line for line in lines}
-    assert traces.keys() == {"args", "mixed", "blocks", "cards"}
+    assert traces.keys() == {"args", "mixed", "blocks", "cards", "read"}
     assert all(line["prompt"] == PROMPTS[0] for line in lines)
     for name in ("args", "mixed"):
         events = traces[name]["events"]

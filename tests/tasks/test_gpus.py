@@ -12,6 +12,7 @@ from typing import IO
 
 import pytest
 
+from specs.execution import Execution
 from specs.problems import UnfitError
 from tasks import gpus
 
@@ -116,10 +117,10 @@ def test_without_the_variable_the_driver_is_asked(
 
 def test_a_study_may_not_ask_for_more_than_there_are(visible: Callable[[str], None]) -> None:
     visible("0,1")
-    gpus.require(0)
-    gpus.require(2)
+    gpus.require(Execution())
+    gpus.require(Execution(gpus=2))
     with pytest.raises(UnfitError, match=r"`execution.gpus: 3`, and this machine shows 2; run it where there are"):
-        gpus.require(3)
+        gpus.require(Execution(gpus=3))
 
 
 def test_a_stage_without_gpus_waits_for_nothing_and_is_shown_none(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_guide_with_other_tokens_is_refused_with_one_that_differs(view: Any) -
     (path, told), *more = view.problems()
     assert path == ("stages", "outlandish", "guides") and not more
     assert told.startswith(
-        "`foreign` cannot guide this: they have different vocabularies: token '<pad>' is number 0 for"
+        "`foreign` cannot guide this: they have different vocabularies: token '<pad>' is number 0 to"
     )
     stages.build(view, "foreign")
     with pytest.raises(
@@ -196,7 +196,8 @@ def test_what_stands_on_one_base_shares_its_weights_in_memory(view: Any) -> None
     assert not torch.allclose(loaded["arm"](input_ids=ids).logits, policy(input_ids=ids).logits)
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
     text = ([PROMPTS[0].messages], ["Because of the lake."])
-    assert models.score(view.artifact("rm"))(*text) == pytest.approx(plain.score(view.artifact("rm"))(*text))
+    # Some processors round the folded weights' products otherwise.
+    assert models.score(view.artifact("rm"))(*text) == pytest.approx(plain.score(view.artifact("rm"))(*text), abs=2e-6)
 
 
 def test_a_guide_reads_of_a_long_dialogue_what_the_reward_reads(tmp_path: Path) -> None:

@@ -13,7 +13,11 @@ from tasks.lineage import role
 
 STUDY = """\
 models: {base: {source: ./model, precision: fp32}}
-data: {prompts: {source: ./prompts.jsonl, format: prompt}}
+data:
+  prompts: {source: ./prompts.jsonl, format: prompt}
+  people: {source: ./pairs.jsonl, format: preference, split: {mine: 1, yours: 1}}
+  some: {source: ./pairs.jsonl, format: preference, rows: 1}
+  others: {source: ./others.jsonl, format: preference}
 rewards:
   gold: {kind: length}
   mine: {kind: lexicon}
@@ -30,6 +34,19 @@ stages:
   values: {do: prefix_scorer, loss: cd_fudge, from: base, responses: rolls, reward: mine}
   best: {do: decode, method: best_of_n, from: ctrl, reward: blend, n: 2}
   cd: {do: decode, method: controlled_decoding, from: base, scorers: {values: 1.0}}
+  rank_mine: {do: calibrate, reward: mine, reference: base, prompts: prompts}
+  best_mine: {do: decode, method: best_of_n, from: base, reward: mine, n: 2}
+  arm: {do: autoregressive_reward_model, from: base, data: pairs}
+  by_arm: {do: decode, method: genarm, from: base, guides: {arm: 1.0}}
+  told: {do: reward_model, from: base, data: people.mine}
+  dpo: {do: dpo, from: base, data: people.mine}
+  dpo_yours: {do: dpo, from: base, data: people.yours}
+  dpo_some: {do: dpo, from: base, data: some}
+  dpo_others: {do: dpo, from: base, data: others}
+  asked: {do: raft, from: base, prompts: people.mine, reward: mine}
+  short: {do: raft, from: base, prompts: prompts, reward: gold}
+  end: {do: soup, experts: [asked, short], weights: [0.0, 1.0]}
+  middle: {do: soup, experts: [asked, short], weights: [0.5, 0.5]}
   by_warm: {do: decode, method: best_of_n, from: base, reward: warm, n: 2}
 """
 
@@ -39,6 +56,9 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder: Path = tmp_path_factory.mktemp("lineage")
     tiny.language_model(folder / "model")
     tiny.write_lines(folder / "prompts.jsonl", [{"prompt": "x"}])
+    for name, asked in (("pairs", "ab"), ("others", "cd")):
+        rows = [{"prompt": p, "chosen": "yes", "rejected": "no"} for p in asked]
+        tiny.write_lines(folder / f"{name}.jsonl", rows)
     return stages.study(folder, STUDY)
 
 
@@ -47,7 +67,7 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> Any:
     [
         ("base", "gold", "held out"),
         ("tuned", "gold", "guides"),  # it ordered what was learnt
-        ("tuned", "rm", "held out"),
+        ("tuned", "rm", "same labels"),
         ("ctrl", "rm", "guides"),  # calibrated, it is still what is maximised
         ("ctrl", "gold", "behind the guide"),
         ("best", "blend", "guides"),
@@ -57,6 +77,19 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("by_warm", "rm", "guides"),
         ("by_warm", "gold", "behind the guide"),
         ("by_warm", "mine", "held out"),
+        ("best_mine", "blend", "guides"),  # the judge is put together from the guide
+        ("best_mine", "rank_mine", "guides"),
+        ("short", "rank_mine", "held out"),
+        ("by_arm", "rm", "same labels"),
+        ("cd", "rank_mine", "behind the guide"),
+        ("short", "rm", "same labels"),  # the guide is what taught the judge
+        ("dpo", "told", "same labels"),
+        ("dpo_yours", "told", "held out"),  # another part of the rows
+        ("dpo_some", "told", "same labels"),  # another entry, which names the same file
+        ("dpo_others", "told", "held out"),
+        ("asked", "told", "held out"),  # whose prompts alone were asked
+        ("middle", "mine", "guides"),
+        ("end", "mine", "held out"),  # an expert of no weight had no part
     ],
 )
 def test_a_reward_guides_where_nothing_learnt_stands_between(

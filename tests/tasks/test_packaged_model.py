@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from registry.artifacts import Artifact
+from registry.methods.footprint import Shape
 from registry.models import CATALOGUE, Packaged
 from registry.store import building
 from specs.execution import Execution
@@ -29,7 +30,7 @@ from tasks.view import View
 
 NAME = "smollm2-135m-instruct"
 GGUF = b"GGUF" + bytes(range(256)) * 2000
-SMALL = Packaged("tiny-model==1.0", 0, "tiny_model/m.gguf", hashlib.sha256(GGUF).hexdigest(), "", "")
+SMALL = Packaged("tiny-model==1.0", 0, "tiny_model/m.gguf", hashlib.sha256(GGUF).hexdigest(), "", "", Shape(*[1] * 9))
 
 
 class Index(http.server.ThreadingHTTPServer):

@@ -29,7 +29,9 @@ from specs.problems import UserError
 from tasks import answers, own_samples, train_raft, train_sft
 from tasks import trainer as trainers
 from tasks.answers import answer
+from tasks.continuing import complete
 from tasks.job import Log
+from tasks.recorded import snapshot
 from tasks.scores import Scores
 from tasks.view import View
 
@@ -473,3 +475,32 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(study: Study, rounds
     assert samples(again) == samples(one) != samples(other)
     assert same(weights(again), weights(one))
     assert not same(weights(other), weights(one))
+
+
+def test_a_night_after_the_first_draws_from_and_trains_what_the_last_run_left(study: Study, folder: Path) -> None:
+    view = study(f"reward: score, since: last_run, kl_penalty: 0.5, held_out: others, {MOVES}")
+    nights = []
+    for _ in range(2):
+        now = _again(view)
+        artifact = now.artifact("made")
+        assert [a.entry.kind_name for a in artifact.inputs.get("since", ())] == ["raft"] * len(nights)
+        built = stages.build(now, "made", into=view.folder / "built", micro_batch=8)
+        inputs = [
+            {"slot": slot, "kind": a.entry.kind_name, "fingerprint": a.fingerprint}
+            for slot, some in artifact.inputs.items()
+            for a in some
+        ]
+        record = {"payload": now.work("made").payload, "inputs": inputs, "study": snapshot(now, "made")}
+        (now.home / "store" / "raft").mkdir(parents=True, exist_ok=True)
+        publish(now.home, "raft", artifact.fingerprint, view.folder / "built", record)
+        (now.home / "studies" / "small").mkdir(parents=True, exist_ok=True)
+        complete(now.study, now.home, now.nodes)
+        nights.append(stages.Built(artifact, built.metrics, built.events))
+    # The second's first loss is that of its rows under the first's model, and its penalty counts from the initial one.
+    model, total, count = trained(folder, nights[0]), 0.0, 0
+    for p, s in kept(nights[1]):
+        prompt, answer = tokens(MESSAGES[p], samples(nights[1])[p][s]["text"], samples(nights[1])[p][s]["finished"])
+        total, count = total - log_prob(model, prompt, answer), count + len(answer)
+    assert nights[1].metrics["train/first_loss"] == pytest.approx(total / count, abs=2e-4)
+    assert "log_ratio" in nights[1].metrics and "log_ratio" not in nights[0].metrics
+    assert nights[1].metrics["held_out/before"] == pytest.approx(nights[0].metrics["held_out/reward"])

@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from specs.problems import UnfitError
-from tasks.tracking import MAX_ARTIFACT_BYTES, MAX_TABLE_ROWS, Tracker
+from tasks.tracking import MAX_ARTIFACT_BYTES, MAX_TABLE_ROWS, Tracker, end_runs
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +203,53 @@ def test_no_password_is_shown_whatever_fails(tracker: Tracker, monkeypatch: pyte
 def test_a_run_has_a_page(tracker: Tracker, uri: str, page: str) -> None:
     tracker.uri, tracker.experiment_id = uri, "1"
     assert tracker.url("abc") == page
+
+
+def test_a_browser_may_know_the_tracking_server_by_another_name(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNFLOW_MLFLOW_PAGES", "http://127.0.0.1:5000/")
+    tracker.uri, tracker.experiment_id = "http://mlflow:5000", "1"
+    assert tracker.url("abc") == "http://127.0.0.1:5000/#/experiments/1/runs/abc"
+
+
+def test_runs_that_one_flow_run_left_open_are_ended_and_no_others(opened: Callable[..., Tracker]) -> None:
+    tracker = opened("left open")
+    tracker.start_parent("dead", {"prefect.flow_run_id": "one"}, {})
+    dead = tracker.parent, tracker.start_child("rolls", {"prefect.flow_run_id": "one"}, {})
+    done = tracker.start_child("pairs", {"prefect.flow_run_id": "one"}, {})
+    tracker.finish(done, "FINISHED")
+    tracker.start_parent("alive", {"prefect.flow_run_id": "other"}, {})
+    end_runs(tracker.client, tracker.experiment_id, "one", "KILLED")
+    states = [tracker.client.get_run(run).info.status for run in (*dead, done, tracker.parent)]
+    assert states == ["KILLED", "KILLED", "FINISHED", "RUNNING"]
+
+
+def test_a_run_that_a_dying_server_began_without_saying_so_is_ended_with_the_study(
+    opened: Callable[..., Tracker],
+) -> None:
+    tracker = opened("begun twice")
+    tags = {"prefect.flow_run_id": "a flow run"}
+    tracker.start_parent("study", tags, {})
+    unheard, heard = (tracker.start_child("rolls", tags, {}) for _ in range(2))
+    for run in (heard, tracker.parent):
+        tracker.finish(run, "FINISHED")
+    tracker.finish_strays("a flow run")
+    states = [tracker.client.get_run(run).info.status for run in (unheard, heard, tracker.parent)]
+    assert states == ["KILLED", "FINISHED", "FINISHED"]
+
+
+def test_a_server_that_went_away_is_not_waited_for_at_every_call(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "uri", "http://127.0.0.1:9")  # nothing answers there
+    asked = []
+
+    def refused(*_: Any) -> None:
+        asked.append(1)
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(tracker.client, "set_terminated", refused)
+    for _ in range(3):
+        tracker.finish(tracker.parent, "FINISHED")
+    assert len(asked) == 1 and tracker.untold

@@ -24,8 +24,8 @@ rewards:
   both: {{kind: weighted, of: {{mine: 1.0, rm: 1.0}}}}
   {rewards}
 stages:
-  rolls: {{do: sample, from: base, prompts: rows.train}}
-  more: {{do: sample, from: base, prompts: others}}
+  rolls: {{do: sample, from: base, prompts: rows.train, samples: 2}}
+  more: {{do: sample, from: base, prompts: others, samples: 2}}
   pairs: {{do: label, responses: rolls, reward: mine}}
   rm: {{do: reward_model, from: base, data: pairs}}
   bon: {{do: decode, method: best_of_n, from: base, reward: rm, n: 2}}
@@ -80,7 +80,7 @@ def test_a_run_keeps_what_it_finds_stored_from_its_beginning(tmp_path: Path, hom
     again = handmade.view(tmp_path)
     assert again.planned["rolls"].state == "cached"
     assert last_payloads(again.home, "small") == {}
-    Session(**vars(again), tracker=None, tags={}, observe=print).remember()
+    Session(**vars(again), tracker=None, tags={}, observe=print, claim=None).remember()
     assert set(last_payloads(again.home, "small")) == {"rolls"}
 
 
@@ -95,3 +95,17 @@ def test_two_ways_to_one_node_meet_in_one_artifact(tmp_path: Path) -> None:
     view = made(tmp_path, "\n  ".join(rewards))
     last = view.artifact("r60")
     assert last.inputs["of"][0].inputs["of"][1] is last.inputs["of"][1].inputs["of"][1]
+
+
+def test_a_variable_that_is_set_no_more_is_told_at_the_leaf_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a recorded study is looked at in another environment."""
+    monkeypatch.setenv("MODELS", str(tmp_path))
+    text = 'base: {source: "${env:MODELS}/base"}'
+    made = handmade.view(
+        tmp_path, handmade.STUDY.replace("base: {source: smollm2-135m-instruct, precision: fp32}", text)
+    )
+    monkeypatch.delenv("MODELS")
+    again = View.of(made.study, made.home, tmp_path, offline=True)
+    assert (("models", "base", "source"), "the environment variable `MODELS` is not set") in again.problems()

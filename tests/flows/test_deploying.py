@@ -1,0 +1,190 @@
+"""`alignflow deploy` on the servers and with the worker of `alignflow up`: what a deployment says, and what its runs do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+from command import told
+from going_up import Up, ask, going_up
+from servers import until
+
+from specs.schedule import Schedule
+
+STUDY = """\
+version: 1
+name: small
+seed: 3
+models: {base: {source: ./model, precision: fp32}}
+data: {prompts: {source: ./prompts.jsonl, format: prompt}}
+rewards: {gold: {kind: length}}
+stages:
+  rolls: {do: sample, from: base, prompts: prompts, samples: 2, max_new_tokens: 4}
+  bon: {do: decode, method: best_of_n, from: base, reward: gold, n: 2}
+"""
+NIGHTLY = ("--cron", "0 2 * * *", "--timezone", "Europe/Berlin")
+
+
+def make_folder(folder: Path) -> Path:
+    tiny.language_model(folder / "model")
+    tiny.write_lines(folder / "prompts.jsonl", [{"prompt": "Why?"}])
+    (folder / "s.yaml").write_text(STUDY)
+    return folder
+
+
+def test_a_deployment_needs_a_server_that_stays_and_one_thing_to_do(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFECT_PROFILES_PATH", str(tmp_path / "none.toml"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(STUDY)
+    status, _, err = told(capsys, "deploy", "s.yaml")
+    assert status == 4 and "start `alignflow up`, or name one by PREFECT_API_URL" in err[0]
+    for arguments in ((), ("s.yaml", "--list"), ("--list", "--remove", "small")):
+        status, _, err = told(capsys, "deploy", *arguments)
+        assert (status, err) == (2, ["give a study to deploy, or --list, or --remove NAME"])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--cron", "0 2 * *"), "--cron  not a cron expression: Wrong number of fields"),
+        (("--interval", "6"), "--interval  a duration is written `90s`, `10m`, `2h` or `1d`, not `6`"),
+        (
+            ("--cron", "0 2 * * *", "--rrule", "FREQ=DAILY"),
+            "--cron --rrule  has `cron` and `rrule`; give one of the three",
+        ),
+        (("--timezone", "UTC"), "--timezone  has neither `cron`, `interval` nor `rrule`; give one of the three"),
+    ],
+)
+def test_a_schedule_that_is_none_is_told_at_its_option(
+    options: tuple[str, ...], line: str, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.yaml").write_text(STUDY)
+    status, _, err = told(capsys, "deploy", str(tmp_path / "s.yaml"), *options)
+    assert (status, err[0]) == (2, line)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with going_up(make_folder(tmp_path_factory.mktemp("deployed"))) as made:
+        until(lambda: served(made))
+        yield made
+
+
+def served(up: Up) -> bool:
+    log = up.folder / "home" / "logs" / "up" / "worker.log"
+    return log.exists() and "started!" in log.read_text()
+
+
+def deploy(up: Up, *arguments: str) -> list[str]:
+    done = up.run("deploy", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def due(up: Up) -> list[str]:
+    """When the server will start runs."""
+    which = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "sort": "EXPECTED_START_TIME_ASC"}
+    return [run["expected_start_time"] for run in ask(f"{up.api}/flow_runs/filter", which)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+class TestOnServers:
+    def test_it_is_made_switched_off_of_the_validated_study(self, up: Up) -> None:
+        lines = deploy(up, "s.yaml", *NIGHTLY)
+        assert lines[:2] == ["align/small: deployed", "schedule: cron 0 2 * * *, Europe/Berlin (off)"]
+        assert not any("no worker" in line for line in lines)
+        made = up.deployment("small")
+        assert made["entrypoint"] == "flows.align.align"
+        assert made["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+        assert made["global_concurrency_limit"]["limit"] == 1
+        assert made["parameters"]["study"]["data"]["prompts"]["source"] == str(up.folder / "prompts.jsonl")
+        assert due(up) == []
+
+    def test_made_anew_it_says_what_changed_and_stays_switched_as_it_was(self, up: Up) -> None:
+        assert deploy(up, "s.yaml", *NIGHTLY)[0] == "align/small: as it was"
+        changed = deploy(up, "s.yaml", *NIGHTLY, "--active", "--set", "seed=4", "--set", "stages.rolls.samples=3")
+        assert changed[:4] == [
+            "align/small: changed",
+            "  seed: 3 -> 4",
+            "  stages.rolls.samples: 2 -> 3",
+            "  schedule: cron 0 2 * * *, Europe/Berlin (off) -> cron 0 2 * * *, Europe/Berlin (on)",
+        ]
+        until(lambda: due(up), 30)
+        assert all("T01:00:00" in time or "T00:00:00" in time for time in due(up))  # UTC, in winter and in summer
+        back = deploy(up, "s.yaml", *NIGHTLY)
+        assert "Europe/Berlin (on)" in back[3] and not any("->" in line and "schedule" in line for line in back)
+
+    def test_the_server_refuses_what_does_not_fit_the_form(self, up: Up) -> None:
+        status, said = up.start("small", seed="soon")
+        assert status == 409 and "'soon' is not of type 'integer'" in said
+
+    def test_what_only_the_language_knows_is_refused_before_the_first_stage_all_at_once(self, up: Up) -> None:
+        parameters = up.deployment("small")["parameters"]["study"]
+        data = {"prompts": parameters["data"]["prompts"] | {"source": "/nowhere.jsonl"}}
+        models = {"base": parameters["models"]["base"] | {"source": "/nowhere"}}
+        state = up.ended(up.start("small", data=data, models=models))
+        assert state["type"] == "FAILED"
+        assert "models.base.source" in state["message"] and "data.prompts.source" in state["message"]
+        rolls = parameters["stages"] | {"rolls": parameters["stages"]["rolls"] | {"from": "nobody"}}
+        state = up.ended(up.start("small", stages=rolls))
+        assert state["type"] == "FAILED" and "`nobody` is not defined" in state["message"]
+        assert not list((up.folder / "home" / "store").glob("*/*"))
+
+    def test_a_change_in_the_form_takes_effect(self, up: Up) -> None:
+        run = up.start("small", seed=9)
+        assert up.ended(run)["type"] == "COMPLETED"
+        payload = record(up, "rolls")["payload"]["spec"]
+        assert (payload["seed"], payload["samples"]) == (9, 2)
+
+    def test_its_schedule_runs_it_and_finds_what_is_stored(self, up: Up) -> None:
+        deploy(up, "s.yaml", "--interval", "15s", "--active")
+        until(lambda: len(by_schedule(up)) >= 2, 240)
+        lines = deploy(up, "s.yaml")
+        assert any(line.startswith("  schedule: every 15s, UTC (on) -> none") for line in lines)
+        first, second = by_schedule(up)[:2]
+        assert up.stages(first)["rolls"] == "Completed"
+        assert up.stages(second) == {"rolls": "Cached", "bon": "Cached"}
+
+    def test_new_rows_are_noticed_and_build_anew_what_depends_on_them_alone(self, up: Up) -> None:
+        until(lambda: not due(up) and not up.marked_open(), 120)  # what the schedule began would come first
+        tiny.write_lines(up.folder / "prompts.jsonl", [{"prompt": "Why?"}, {"prompt": "Why not?"}])
+        run = up.start("small")
+        assert up.ended(run)["type"] == "COMPLETED"
+        assert up.stages(run) == {"rolls": "Completed", "bon": "Cached"}
+
+    def test_it_is_listed_and_taken_away(self, up: Up) -> None:
+        (line,) = deploy(up, "--list")
+        assert line.startswith("small  none, last completed ")
+        refused = up.run("deploy", "--remove", "smal")
+        assert refused.returncode == 2 and "did you mean `small`?" in refused.stderr
+        assert deploy(up, "--remove", "small") == ["align/small: removed; what its runs made stays"]
+        assert deploy(up, "--list") == ["no study is deployed"]
+
+
+def by_schedule(up: Up) -> list[str]:
+    """The runs that the schedule started and that came to their end, first to last."""
+    which = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}, "sort": "EXPECTED_START_TIME_ASC"}
+    return [run["id"] for run in ask(f"{up.api}/flow_runs/filter", which) if run["auto_scheduled"]]
+
+
+def record(up: Up, stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((up.folder / "home" / "studies" / "small" / stage / "record.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize(("written", "on"), [({}, True), ({"active": False}, False), ({"active": True}, True)])
+def test_a_schedule_that_was_on_stays_on_unless_the_study_says_otherwise(written: dict[str, bool], on: bool) -> None:
+    from flows.deploying import _schedules
+
+    schedule = Schedule(cron="0 2 * * *", **written)
+    before = SimpleNamespace(schedules=[SimpleNamespace(schedule=None, active=True)])
+    before.schedules[0].schedule = _schedules(schedule, None, active=True)[0].schedule
+    assert [each.active for each in _schedules(schedule, before, active=False)] == [on]  # type: ignore[arg-type]
