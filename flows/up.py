@@ -18,7 +18,7 @@ from pathlib import Path
 from flows import server, silence, working
 from registry.home import make_home
 from specs.problems import UnfitError
-from tasks import gpus
+from tasks import gpus, tracking_file
 from tasks.places import mlflow_problem
 
 
@@ -110,7 +110,7 @@ def _worker_environment(home: Path, api: str) -> dict[str, str]:
 def _mlflow(home: Path, port: int) -> list[str]:
     store = [
         "--backend-store-uri",
-        f"sqlite:///{home / 'mlflow.db'}",
+        tracking_file.made(f"sqlite:///{home / 'mlflow.db'}"),
         "--default-artifact-root",
         str(home / "mlartifacts"),
     ]

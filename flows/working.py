@@ -18,7 +18,7 @@ from flows import server, silence
 from registry.claims import living
 from registry.home import make_home
 from specs.problems import without_password
-from tasks import gpus
+from tasks import gpus, tracking_file
 from tasks.places import default_place
 
 PATIENCE = 30.0
@@ -40,7 +40,7 @@ def work() -> None:
     uri, _ = default_place(home)
     with get_client(sync_client=True) as client:
         pool.make(client)
-    sweeping.sweep(home, place, MlflowClient(uri), without_password(uri))
+    sweeping.sweep(home, place, MlflowClient(tracking_file.made(uri)), without_password(uri))
     if place == sweeping.UP:
         sweeping.sweep_server(home)
     command = ["-P", "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool.NAME]

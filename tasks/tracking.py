@@ -28,6 +28,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from specs.problems import UnfitError, without_password, without_user
+from tasks import tracking_file
 from tasks.places import unanswered
 
 MAX_TABLE_ROWS = 500
@@ -45,7 +46,7 @@ class Tracker:
         self.untold = False
         """Whether MLflow still takes a run for running because it could not be told how that ended."""
         try:
-            self.client = MlflowClient(tracking_uri=uri)
+            self.client = MlflowClient(tracking_uri=tracking_file.made(uri))
             self.experiment_id = self._experiment(experiment, artifacts)
         except Exception as error:  # the backends raise their own: SQLAlchemy, requests, MLflow
             raise UnfitError(f"MLflow at {self.uri} cannot be used: {brief(error)}") from error

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -27,15 +28,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=20) as response:
-        return str(response.read().decode())
+def get(url: str, data: bytes | None = None) -> str:
+    """What is answered. 503 is how a Prefect server says that its SQLite is busy: its own clients ask again too."""
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data else {})
+    for _ in range(20):
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return str(response.read().decode())
+        except urllib.error.HTTPError as refusal:
+            if refusal.code != 503:
+                raise
+            time.sleep(0.5)
+    raise AssertionError(f"{url} stays unavailable")
 
 
 def ask(url: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as response:
-        return json.load(response)
+    return json.loads(get(url, json.dumps(body).encode()))
 
 
 def home_in(folder: Path) -> dict[str, str]:
