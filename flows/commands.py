@@ -81,7 +81,9 @@ def plan(arguments: Arguments) -> None:
     """Show what a run would do: each stage's state and why, and what it would take of this machine."""
     from flows.planning import Outlook
 
-    _, view = _view(arguments, arguments.spec)
+    loaded, view = _view(arguments, arguments.spec)
+    if problems := [loaded.problem(path, text) for path, text in view.foreign_guides()]:
+        raise SpecError(problems)  # a stage that no run can build has no time and no memory
     outlook = Outlook(view)
     print(json.dumps(outlook.as_json(), indent=1) if arguments.json else "\n".join(outlook.lines()))
 
@@ -140,14 +142,16 @@ def decode(arguments: Arguments) -> None:
         seed=arguments.seed,
         trace=arguments.trace,
     )
-    if arguments.file is not None:
-        print_answers(asking, prompts_of(arguments.file), as_json=arguments.json)
-    elif arguments.prompt is not None:
-        print_answers(asking, [asked(arguments.prompt)], as_json=arguments.json)
-    else:
-        converse(asking)
-    if asking.trace:
-        asking.trace.log()
+    try:
+        if arguments.file is not None:
+            print_answers(asking, prompts_of(arguments.file), as_json=arguments.json)
+        elif arguments.prompt is not None:
+            print_answers(asking, [asked(arguments.prompt)], as_json=arguments.json)
+        else:
+            converse(asking)
+    finally:  # what was answered before a dialogue was broken off too
+        if asking.trace and asking.trace.told:
+            asking.trace.log()
 
 
 def serve(arguments: Arguments) -> None:

@@ -91,7 +91,7 @@ class StreamOptions(_Strict):
 
 
 class _Body(_Strict):
-    model: str
+    model: Written
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: int | None = None
     stop: Written | Annotated[list[Written], Field(max_length=16)] | None = None

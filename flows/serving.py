@@ -21,7 +21,6 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from flows.openai_api import Answering, ChatCompletion, Completion, error, usage
 from specs.problems import UserError, did_you_mean, listed
@@ -30,6 +29,7 @@ from tasks.requests import Asked, Done, End, Event, Failed, Piece
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 Heard = TypeVar("Heard")
+STATUS = {"request": 400, "policy": 500, "busy": 429, "closing": 503}
 AWAY = 0.5
 """Seconds between two looks at whether a client that waits for a whole answer is still there."""
 
@@ -67,7 +67,7 @@ class Underway:
         while self._left:
             number, event = await self.events.get()
             if isinstance(event, Failed):
-                raise Refused({"request": 400, "policy": 500, "busy": 429}[event.fault], event.message)
+                raise Refused(STATUS[event.fault], event.message)
             self._left -= isinstance(event, Done)
             yield (0 if isinstance(event, Done) else number * self.samples + event.choice), event
 
@@ -80,6 +80,9 @@ def application(live: Live, *, api_key: str | None = None) -> FastAPI:
     """The interface to the policies of `live`."""
 
     async def authorised(request: Request) -> None:
+        # Without a key a page in somebody's browser must not reach it by a name of its own for this address.
+        if api_key is None and request.url.hostname not in LOOPBACK:
+            raise Refused(400, "this server answers to the names of this machine alone; others take an --api-key")
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if api_key is not None and not secrets.compare_digest(given.encode(), api_key.encode()):
             raise Refused(401, "the API key is missing or wrong", code="invalid_api_key")
@@ -88,9 +91,6 @@ def application(live: Live, *, api_key: str | None = None) -> FastAPI:
         title="AlignFlow", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(authorised)]
     )
     started = int(time.time())
-    if api_key is None:
-        # Without a key a page in somebody's browser must not reach it by a name of its own for this address.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
 
     @app.exception_handler(Refused)
     async def refused(_: Request, problem: Refused) -> Response:
@@ -100,13 +100,18 @@ def application(live: Live, *, api_key: str | None = None) -> FastAPI:
     async def invalid(_: Request, problem: RequestValidationError) -> Response:
         first = problem.errors()[0]
         # Between the names of parameters Pydantic puts those of types, such as `list[constrained-str]`.
+        is_json = first["type"] != "json_invalid"  # the place of what is not is a number of bytes
         inside = [
-            str(part) for part in first["loc"][1:] if re.fullmatch(r"[a-z_]+|[0-9]+", str(part)) and part != "str"
+            str(part)
+            for part in first["loc"][1:]
+            if re.fullmatch(r"[a-z_]+|[0-9]+", str(part)) and part != "str" and is_json
         ]
         place = ".".join(inside)
         message = str(first["msg"]).removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = f"`{place}` is no parameter of this interface"
+        elif not is_json:
+            message = f"the body is no JSON: {first['ctx']['error']}"
         elif place:
             message = f"{place}: {message}"
         elif first["type"] == "model_attributes_type":
@@ -137,7 +142,8 @@ def application(live: Live, *, api_key: str | None = None) -> FastAPI:
     async def respond(body: ChatCompletion | Completion, request: Request) -> Response:
         check(body.model)
         if (body.most or 0) > live.max_new_tokens:
-            raise Refused(400, f"an answer has at most {live.max_new_tokens} tokens here", param="max_tokens")
+            param = "max_completion_tokens" if body.most != body.max_tokens else "max_tokens"
+            raise Refused(400, f"an answer has at most {live.max_new_tokens} tokens here", param=param)
         is_plain = isinstance(body, Completion)
         asking = Underway(live, [body.asked(prompt, is_plain=is_plain) for prompt in body.prompts])
         if not body.stream:

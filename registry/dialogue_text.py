@@ -133,8 +133,10 @@ def cut_left(
 
 
 def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of a sampled answer."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+    """The text of a sampled answer, without the spaces at its ends, which a template writes or does not. Where the template is
+    the bare words they belong to it: nothing else parts the answer from the prompt."""
+    text = decode_plain(tokenizer, ids)
+    return text if tokenizer.chat_template == TEMPLATES["text"] else text.strip()
 
 
 def decode_plain(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

@@ -47,7 +47,8 @@ def expert_of(artifact: Artifact, shared: Artifact) -> Expert:
         assert adapted.folder is not None
         if (adapted.folder / WEIGHTS).is_dir():
             raise UserError(
-                f"`{adapted.name}` was trained whole (`lora: null`), so it has no adapter to average; use `rule: weights`"
+                f"`{adapted.name}` has whole weights (of training with `lora: null`, or of `rule: weights`), so it has no adapter to "
+                "average; use `rule: weights`"
             )
         if not (adapted.folder / ADAPTER).is_dir():
             continue  # a round that gave up what it learnt

@@ -67,7 +67,10 @@ def grow(reader: Reader, first: Tensor, limits: Tensor, draw: Draw, eos: Tensor)
         owners = torch.cat([owners, torch.where(live, branches, k + branches)], dim=1)
         seen = owners[:, None] == owners[:, before:, None]
         fed = tokens[:, :, t - 1].gather(1, branches).clamp(min=0)
-        logits = reader.look(fed, seen, fed.new_full((width,), t - 1), padding=rows * width - int(alive.sum()))
+        ahead = live * (
+            t - 1
+        )  # what has ended stands where the row ends: further on a table of positions may have none
+        logits = reader.look(fed, seen, ahead, padding=rows * width - int(alive.sum()))
         here = torch.arange(before, before + width, device=first.device).expand(rows, -1)
         places[:, :, t - 1] = places[:, :, t - 1].scatter(1, branches, here)
         drawn = torch.where(live, draw(logits, branches, t), PAD)
@@ -86,7 +89,9 @@ def read(reader: Reader, tokens: Tensor) -> Tensor:
     branch = torch.arange(k, device=device).repeat_interleave(depth)
     step = torch.arange(depth, device=device).repeat(k)
     seen = (branch[:, None] == branch) & (step <= step[:, None])
-    found = reader.look(tokens.flatten(1).clamp(min=0), seen[None], step, padding=int((tokens == PAD).sum()))
+    is_real = (tokens != PAD).flatten(1)
+    padding = int((~is_real).sum())
+    found = reader.look(tokens.flatten(1).clamp(min=0), seen[None], step * is_real, padding=padding)
     lasts = torch.arange(k, device=device) * depth + (tokens != PAD).sum(-1) - 1
     return found[torch.arange(rows, device=device)[:, None], lasts]
 

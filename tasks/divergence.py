@@ -8,6 +8,7 @@ arXiv 2401.01879, and what that model itself is away from the reference.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,8 +74,9 @@ class Ruler:
     def _reference(self) -> LanguageModel:
         return self._loaded(self.account.reference)
 
-    def distances(self, rule: Rule, answers: list[list[Answer]]) -> Distances | None:
-        """Of a policy's answers; None where the reference has other tokens, so that it gives them no probability."""
+    def distances(self, rule: Rule, answers: list[list[Answer]], rewards: Array | None = None) -> Distances | None:
+        """Of a policy's answers; None where the reference has other tokens, so that it gives them no probability. `rewards` of
+        all draws [prompts, draws], where a reward chose among them."""
         theirs = self._reference.tokenizer
         if not self._shares(rule.model):
             ours = load_tokenizer(bottom(rule.model))
@@ -83,7 +85,7 @@ class Ruler:
         samples = len(answers[0])
         shown = [row[:1] if rule.temperature == 0 else row for row in answers]
         if rule.guided is None and rule.temperature > 0:
-            return self._beside(rule, shown)
+            return self._beside(rule, shown, rewards)
         found = score_rows(self._reference.model, self._rows_of(theirs, shown), batch=self.rows)
         reference = np.array(found).repeat(samples // len(found[0]), axis=1)
         if rule.temperature == 0:
@@ -104,7 +106,7 @@ class Ruler:
             return {"bound": blockwise_bound(lengths, entry.samples, entry.block).numpy().astype(np.float64)}
         return {}
 
-    def _beside(self, rule: Rule, answers: list[list[Answer]]) -> Distances:
+    def _beside(self, rule: Rule, answers: list[list[Answer]], rewards: Array | None) -> Distances:
         is_own = rule.model.fingerprint == self.account.reference.fingerprint
         policy = self._reference if is_own else self._loaded(rule.model)
         theirs = self._rows_of(self._reference.tokenizer, answers)
@@ -121,11 +123,12 @@ class Ruler:
         free_memory()
         named = _named(found, full=not (rule.top_k or rule.top_p < 1))
         reference = found[..., Sums._fields.index("reference")]
-        if rule.reward is None:
+        if rewards is None:
             return Distances(reference, named)
         own = np.exp(named["k1"] + reference)
+        same = own + _ties(answers, self.account.drawings[rule.source].answers, rewards)
         return Distances(reference, {
-            "best_of_n": kl_estimate(np.minimum(own, 1.0), rule.n) + named["k1"],
+            "best_of_n": kl_estimate(np.minimum(same, 1.0), rule.n) + named["k1"],
             "bound": np.full_like(own, kl_bound(rule.n)) + named["k1"],
         })  # fmt: skip
 
@@ -140,6 +143,19 @@ class Ruler:
     def _loaded(self, artifact: Artifact) -> LanguageModel:
         bases = self._bases if self._shares(artifact) else None
         return load_language_model(artifact, four_bits="rounded" if is_rounded(artifact) else None, bases=bases)
+
+
+def _ties(answers: list[list[Answer]], drawn: list[list[Answer]], rewards: Array) -> Array:
+    """[prompts, samples]: of each answer that a reward chose, the share of the other draws to its prompt that are another text
+    of the same reward, an unbiased estimate of how likely such a draw is."""
+    found = []
+    for chosen, row, values in zip(answers, drawn, rewards.tolist(), strict=True):
+        by_text = [(a.ids, value) for a, value in zip(row, values, strict=False)]  # others may have drawn on
+        of_reward = Counter(value for _, value in by_text)
+        of_both = Counter(by_text)
+        others = max(1, len(values) - 1)
+        found.append([(of_reward[v := values[a.draw]] - of_both[a.ids, v]) / others for a in chosen])
+    return np.array(found)
 
 
 def _draws_from_all(rule: Rule) -> bool:

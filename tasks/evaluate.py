@@ -67,7 +67,7 @@ def evaluate(job: Job) -> Result:
     rewards = [_judged(r, prompts, answers, known) for r in job.many("rewards")]
     rules = [rule_of(policy) for policy in policies]
     properties, learnt, met = Properties(job, prompts), Learnt(), Met(prompts)
-    likely = properties.likelihoods(rules, answers, account)
+    likely = properties.likelihoods(rules, answers, account, known)
     if job.many("perplexity_of"):
         given = properties.of_given(rules, pairs_of(job, "perplexity_of"))
         for one, found in zip(likely, given, strict=True):

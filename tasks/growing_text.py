@@ -40,7 +40,7 @@ class GrowingText:
             self.reason = "stop" if finished else "length"
         else:
             text = text[: len(text) - max(_missing(text), *(_begun(text, stop) for stop in self.stop), 0)]
-        if not text.startswith(self.whole):  # a decoder that rewrites what stands before; the rest is told at the end
+        if not text.startswith(self.whole):  # a decoder that rewrites what stands before: no more can be given
             return ""
         more = text[len(self.whole) :]
         self.whole = text

@@ -53,6 +53,8 @@ class NextTokens:
     """A guide that gives the scores of every next token in one pass."""
 
     reader: Reader
+    speaks: bool = False
+    """Whether its scores are logits, which a person is told as log-probabilities."""
     _parts: list[Tensor] = field(default_factory=list)
 
     @property
@@ -180,7 +182,8 @@ class Guidance:
         whole = combined(own, scored, self.policy_weight, normalised=self.normalised)
         place = inverse_cdf(whole, u, temperature=temperature, top_k=top_k, top_p=top_p)
         if self.observer is not None:
-            tell_tokens(self.observer, now.seats, logits, candidates, scored, whole, place, temperature)
+            given = [_told(guide, scores) for (guide, _), (scores, _) in zip(self.guides, scored, strict=True)]
+            tell_tokens(self.observer, now.seats, logits, candidates, given, whole, place, temperature)
         if self.meter is not None:
             self.meter.note(now.seats, logits, candidates, whole, place, (temperature, top_k, top_p))
         for guide, _ in self.guides:
@@ -188,3 +191,7 @@ class Guidance:
         if candidates is None:
             return place
         return torch.where(place < 0, place, candidates.gather(1, place.clamp(min=0)[:, None])[:, 0])
+
+
+def _told(guide: Guide, scores: Tensor) -> Tensor:
+    return scores.log_softmax(-1) if isinstance(guide, NextTokens) and guide.speaks else scores

@@ -163,7 +163,8 @@ class Guides:
         if artifact.produces == "prefix scorer":
             return self._scorer(artifact)
         loaded = self.models.language_model(artifact)
-        return NextTokens(self._reader(artifact, next_token_logits(loaded.model), loaded.model, loaded.tokenizer))
+        reader = self._reader(artifact, next_token_logits(loaded.model), loaded.model, loaded.tokenizer)
+        return NextTokens(reader, speaks=True)
 
     def _prefixes(self, artifact: Artifact) -> Guide:
         return self._scorer(artifact) if artifact.produces == "prefix scorer" else Prefixes(*self._growing(artifact))

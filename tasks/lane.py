@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
 from pydantic import ValidationError
 
@@ -136,10 +135,10 @@ class Lane:
                     opened.tell(Failed(str(error), "policy"))
                 self._close(request)
 
-    def fail(self, message: str, fault: Literal["policy", "busy"]) -> None:
+    def fail(self, failed: Failed) -> None:
         """All requests of the lane."""
         for opened in self.opened.values():
-            opened.tell(Failed(message, fault))
+            opened.tell(failed)
         self.opened.clear()
 
     def _told(self, seat: Seat, is_over: bool) -> None:

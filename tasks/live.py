@@ -27,9 +27,10 @@ from tasks.requests import Asked, Failed, Tell
 from tasks.rules import Rule, rule_of
 
 LANES = 8
-"""Different distributions at once: each has key/value caches of its own, for all its rows."""
+"""Different distributions at once: each has key/value caches of its own, for all its rows. What asks for another one waits."""
 WAITING = 1024
 """Requests under way and waiting. One more is refused, so that who asks too much hears of it."""
+CLOSING = Failed("the server is shutting down", "closing")
 
 
 class Live(threading.Thread):
@@ -41,6 +42,7 @@ class Live(threading.Thread):
         self.models = Models(rows, Bases())
         self._coming: queue.SimpleQueue[Open | None] = queue.SimpleQueue()
         self._lanes: list[Lane] = []
+        self._held: list[Open] = []
         # What comes in while the thread ends would be answered by nobody.
         self._door = threading.Lock()
         self._is_open = True
@@ -57,12 +59,15 @@ class Live(threading.Thread):
         opened = Open(asked, tell)
         with self._door:
             if not (self._is_open and self.is_alive()):
-                tell(Failed("the server is shutting down", "busy"))
-            elif sum(len(lane.opened) for lane in list(self._lanes)) + self._coming.qsize() >= WAITING:
+                tell(CLOSING)
+            elif self._under_way() >= WAITING:
                 tell(Failed(f"{WAITING:,} requests are under way; ask again later", "busy"))
             else:
                 self._coming.put(opened)
         return opened.give_up
+
+    def _under_way(self) -> int:
+        return sum(len(lane.opened) for lane in list(self._lanes)) + len(self._held) + self._coming.qsize()
 
     def close(self) -> None:
         """End once the step under way is over; what is not answered by then fails."""
@@ -79,22 +84,29 @@ class Live(threading.Thread):
             with self._door:
                 self._is_open = False
             for lane in self._lanes:
-                lane.fail("the server is shutting down", "busy")
-            for opened in self._arrivals(wait=False):
+                lane.fail(CLOSING)
+            for opened in (*self._held, *self._arrivals(wait=False)):
                 if opened is not None:
-                    opened.tell(Failed("the server is shutting down", "busy"))
+                    opened.tell(CLOSING)
 
     def _go_on(self) -> bool:
         """One step of every lane; whether there are to be more."""
-        for opened in self._arrivals(wait=not self._lanes):
-            if opened is None:
-                return False
+        coming = [*self._held, *self._arrivals(wait=not (self._lanes or self._held))]
+        self._held = [opened for opened in coming if opened is not None]
+        if len(self._held) < len(coming):
+            return False
+        waiting, self._held = self._held, []
+        for opened in waiting:
+            if opened.is_given_up:
+                continue
             try:
-                self._lane_of(opened.asked).add(opened)
+                lane = self._lane_of(opened.asked)
+                if lane is None:
+                    self._held.append(opened)
+                else:
+                    lane.add(opened)
             except UserError as error:
                 opened.tell(Failed(str(error), "request"))
-            except _Busy as error:
-                opened.tell(Failed(str(error), "busy"))
             except TemplateError as error:
                 opened.tell(Failed(f"the chat template refuses these messages: {error}", "request"))
             except Exception as error:  # a defect, or a machine without memory; others are served on
@@ -104,24 +116,25 @@ class Live(threading.Thread):
             try:
                 lane.step()
             except NotFinite:
-                lane.fail(f"`{lane.policy.name}` gave logits that are no numbers; look at its weights", "policy")
+                told = f"`{lane.policy.name}` gave logits that are no numbers; look at its weights"
+                lane.fail(Failed(told, "policy"))
             except UserError as error:  # a reward that guides
-                lane.fail(str(error), "policy")
+                lane.fail(Failed(str(error), "policy"))
             except Exception as error:
                 traceback.print_exc()
-                lane.fail(_defect(error), "policy")
+                lane.fail(Failed(_defect(error), "policy"))
         self._lanes = [lane for lane in self._lanes if lane.opened]
         return True
 
-    def _lane_of(self, asked: Asked) -> Lane:
-        """The lane of what a request means, whatever of it was left to the rule."""
+    def _lane_of(self, asked: Asked) -> Lane | None:
+        """The lane of what a request means, whatever of it was left to the rule; None while there is room for no more."""
         policy = self.policies[asked.policy]
         rule = rule_under(policy, asked)
         for lane in self._lanes:
             if lane.policy is policy and lane.rule == rule and lane.takes_more:
                 return lane
         if len(self._lanes) >= LANES:
-            raise _Busy(f"{LANES} different settings are under way; ask again later, or with one of theirs")
+            return None
         lane = self._lane(policy, rule)
         self._lanes.append(lane)
         return lane
@@ -135,10 +148,6 @@ class Live(threading.Thread):
                 yield self._coming.get()
             while True:
                 yield self._coming.get_nowait()
-
-
-class _Busy(Exception):
-    """Not now."""
 
 
 def _defect(error: Exception) -> str:

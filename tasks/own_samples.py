@@ -65,7 +65,7 @@ def scored(job: Job, reward: Artifact, prompts: Sequence[Prompt], drawn: Drawn) 
 
 def usable(answer: Answer) -> bool:
     """Whether a sample may be learnt from: it says something."""
-    return bool(answer.text)
+    return bool(answer.text.strip())
 
 
 def write_samples(

@@ -23,6 +23,7 @@ from tasks.drawing import Answer
 from tasks.job import Job
 from tasks.memory import free_memory
 from tasks.rules import Rule
+from tasks.scores import Scores
 
 Array = NDArray[np.float64]
 
@@ -57,7 +58,7 @@ class Properties:
         }
 
     def likelihoods(
-        self, rules: Sequence[Rule], answers: Sequence[list[list[Answer]]], account: Account
+        self, rules: Sequence[Rule], answers: Sequence[list[list[Answer]]], account: Account, scores: Scores
     ) -> list[dict[str, Any]]:
         """Of each policy, estimates of its divergence from the reference by their names (none where that is not known), and
         perplexities: of its own answers under the reference, and of the given ones under its language model."""
@@ -65,7 +66,7 @@ class Properties:
         found: list[dict[str, Any]] = []
         for number, (rule, rows) in enumerate(zip(rules, answers, strict=True)):
             self.job.log.progress(number + 1, len(rules), "policies read by the reference")
-            distances = ruler.distances(rule, rows)
+            distances = ruler.distances(rule, rows, self._chose(rule, account, scores))
             kl, perplexities = {}, {}
             if distances is not None:
                 kl = {name: self.interval(each.mean(axis=1))._asdict() for name, each in distances.estimates.items()}
@@ -73,6 +74,14 @@ class Properties:
                 perplexities["own"] = perplexity(distances.reference.sum(axis=1), tokens, **self._options)._asdict()
             found.append({"kl": kl, "perplexity": perplexities})
         return found
+
+    def _chose(self, rule: Rule, account: Account, scores: Scores) -> Array | None:
+        """The rewards of all draws that a policy's own reward chose among; None where none did."""
+        if rule.reward is None:
+            return None
+        draws = self.job.entry.budget.samples_per_prompt * rule.n
+        texts = [[a.text for a in row[:draws]] for row in account.drawings[rule.source].answers]
+        return np.array(scores.of(rule.reward, self.prompts, texts))
 
     def of_given(self, rules: Sequence[Rule], pairs: Sequence[Pair]) -> list[dict[str, float] | None]:
         """The perplexity of the chosen answers of `pairs` under each policy; None for a policy that is more than a language

@@ -120,7 +120,7 @@ class Reader:
         self, tokens: Tensor, seen: Tensor, ahead: Tensor, rows: Sequence[int] | None = None, padding: int = 0
     ) -> Tensor:
         """What the model gives at tokens [rows, n] behind each row, without their being of the row; see `SlotCache.write`.
-        `ahead` [n] is how far behind the row each stands in its own continuation. `rows` are all if absent. `padding` is
+        `ahead` [n] or [rows, n] is how far behind the row each stands in its own continuation. `rows` are all if absent. `padding` is
         how many of the tokens stand for none."""
         which = self._which(rows)
         lengths = self.lengths[which]

@@ -62,8 +62,8 @@ class Failed:
     """There will be no more."""
 
     message: str
-    fault: Literal["request", "policy", "busy"]
-    """Whose it is: the request's, that of the policy or of us, or that of all who ask at once."""
+    fault: Literal["request", "policy", "busy", "closing"]
+    """Whose it is: the request's, that of the policy or of us, that of all who ask at once, or nobody's: the server ends."""
 
 
 Event = Piece | End | Done | Failed

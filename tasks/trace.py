@@ -38,7 +38,7 @@ def tell_tokens(
     seats: Sequence[Seat],
     logits: Tensor,
     candidates: Tensor | None,
-    scored: Sequence[tuple[Tensor, float]],
+    given: Sequence[Tensor],
     whole: Tensor,
     place: Tensor,
     temperature: float,
@@ -65,7 +65,7 @@ def tell_tokens(
                 {
                     "id": id_,
                     "log_prob": float(own[id_]),
-                    "scores": [float(scores[row, at]) for scores, _ in scored],
+                    "scores": [float(scores[row, at]) for scores in given],
                     "share": float(at == taken) if shares is None else float(shares[at]),
                     "chosen": at == taken,
                 }

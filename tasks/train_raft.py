@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.artifacts import ADAPTER, WEIGHTS, Artifact
-from registry.dialogue_text import encode_answer, encode_prompt
+from registry.dialogue_text import encode_prompt
 from registry.language_models import load_language_model
 from registry.log_probs import score_rows
 from registry.methods.raft import best_of_all, best_of_each, kl_penalised
@@ -101,7 +101,7 @@ def _log_probs(job: Job, artifact: Artifact, prompts: Sequence[Prompt], drawn: D
     rows = [
         (
             encode_prompt(loaded.tokenizer, p.messages),
-            [encode_answer(loaded.tokenizer, p.messages, a.text or " ", finished=a.finished) for a in row],
+            [list(a.ids) for a in row],
         )
         for p, row in zip(prompts, drawn, strict=True)
     ]

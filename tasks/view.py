@@ -103,11 +103,15 @@ class View:
         unstored = [name for name, planned in self.planned.items() if planned.state != "cached"]
         asked = set(self.judges(unstored))
         found = [(path, text) for path, text in found if path[0] != "judges" or path[1] in asked]
-        found += vocabularies.problems(self.study, self.home)
+        found += self.foreign_guides()
         told = {path[:2] for path, _ in found}
         rows = leaf_facts.row_problems(self.study, {i for name in self.to_build() for i in self.below(name)})
         found += [(path, text) for path, text in rows if path[:2] not in told]
         return found or list(room.problems(self))
+
+    def foreign_guides(self) -> list[tuple[SpecPath, str]]:
+        """Guides that cannot read the tokens of the policy that they guide."""
+        return list(vocabularies.problems(self.study, self.home))
 
     def to_build(self) -> list[str]:
         """The stages that a run would build."""

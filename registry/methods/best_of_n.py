@@ -44,13 +44,15 @@ def kl_bound(n: int) -> float:
 
 
 def kl_estimate(epsilon: Array, n: int) -> Array:
-    """What one prompt tells of the divergence of best-of-n, below `kl_bound` where answers repeat (arXiv 2401.01879).
+    """What one choice tells of the divergence of best-of-n, below `kl_bound` where answers or rewards repeat (arXiv 2401.01879).
 
-    With q = (1 - epsilon)^n it is q (log n + (n - 1) log(1 - epsilon) - (n - 1) / n) + (1 - q) log((1 - q) / epsilon).
+    With q = (1 - epsilon)^n it is q (log n + (n - 1) log(1 - epsilon) - (n - 1) / n) + (1 - q) log((1 - q) / epsilon). Among draws
+    of one reward the choice is by chance, so that answers of one reward are one outcome. The mean over choices is at least the
+    divergence and at most the bound.
 
     Args:
-        epsilon: the reference's probability of the answer chosen, of any shape, in [0, 1]. At 0, to which that of a
-            long answer underflows, it is the bound.
+        epsilon: the reference's probability of an answer with the reward of the one chosen, of any shape, in [0, 1]. At 0, to
+            which that of a long answer underflows, it is the bound.
     Returns:
         Of the shape of `epsilon`, in nats.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -166,6 +167,22 @@ def test_plan_shows_what_is_blocked(folder: Path) -> None:
     done = alignflow(folder, "plan", "s.yaml")
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["blocked"] * 3
     assert "there is no file" in done.stdout
+
+
+def test_check_and_plan_refuse_a_guide_that_reads_other_tokens(folder: Path, model: Path) -> None:
+    shutil.copytree(model, folder / "foreign")
+    tokens = folder / "foreign" / "tokenizer.json"
+    known = json.loads(tokens.read_text())
+    numbers = known["model"]["vocab"]
+    numbers["a"], numbers["b"] = numbers["b"], numbers["a"]
+    tokens.write_text(json.dumps(known))
+    mixed = "\n  mixed: {do: decode, method: mod, from: base, policies: {foreign: 0.4}}\n"
+    text = STUDY.replace("models:\n", "models:\n  foreign: {source: ./foreign, precision: fp32}\n")
+    (folder / "s.yaml").write_text(text.rstrip() + mixed)
+    for command in ("check", "plan"):
+        done = alignflow(folder, command, "s.yaml")
+        assert done.returncode == 2
+        assert "stages.mixed.policies" in done.stderr and "`foreign` cannot guide this" in done.stderr
 
 
 def test_set_changes_the_plan(folder: Path) -> None:

@@ -228,6 +228,11 @@ def test_a_client_that_goes_away_frees_its_rows(served: Serving, monkeypatch: py
     ("options", "param", "words"),
     [
         ({"max_tokens": 401}, "max_tokens", "an answer has at most 400 tokens here"),
+        (
+            {"max_completion_tokens": 401},
+            "max_completion_tokens",
+            "an answer has at most 400 tokens here",
+        ),
         ({"temperature": -1}, "temperature", "temperature: Input should be greater than or equal to 0"),
         ({"n": 0}, "n", "n: Input should be greater than or equal to 1"),
         ({"logprobs": True}, None, "`logprobs` is not supported: leave it out"),
@@ -428,3 +433,36 @@ def test_what_cannot_be_served_is_told_in_a_line(
     taken = served.url.split(":")[2].removesuffix("/v1")
     status, _, err = told(capsys, "serve", "study.yaml", *(taken if a == "TAKEN" else a for a in arguments))
     assert status == 2 and len(err) == 1 and words in err[0]
+
+
+def test_more_settings_than_there_is_room_for_wait_their_turn(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tasks import live
+
+    monkeypatch.setattr(live, "LANES", 2)
+    Steps(monkeypatch, 0.02)  # so that they meet
+    temperatures = [0.5 + number / 10 for number in range(7)]
+    with ThreadPoolExecutor(7) as threads:
+        together = list(threads.map(lambda t: asked(client, "base", temperature=t), temperatures))
+    alone = [asked(client, "base", temperature=t) for t in temperatures]
+    assert [a.choices[0].message.content for a in together] == [a.choices[0].message.content for a in alone]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"), [('{"model": ', "the body is no JSON: "), ('{"model": "\\ud800"}', "holds half a character")]
+)
+def test_what_is_no_text_at_all_is_told_in_the_interface_s_form(served: Serving, body: str, message: str) -> None:
+    answer = httpx.post(f"{served.url}/completions", content=body, headers={"content-type": "application/json"})
+    problem = answer.json()["error"]
+    assert answer.status_code == 400 and message in problem["message"]
+    assert problem["param"] in (None, "model")
+
+
+def test_a_page_that_calls_this_machine_by_a_name_of_its_own_is_refused(served: Serving) -> None:
+    answer = httpx.get(f"{served.url}/models", headers={"Host": "evil.example"})
+    assert answer.status_code == 400 and "names of this machine" in answer.json()["error"]["message"]
+    for name in ("localhost", "127.0.0.1:8000", "[::1]:8000"):
+        assert httpx.get(f"{served.url}/models", headers={"Host": name}).status_code == 200

@@ -122,11 +122,12 @@ def test_a_whole_dialogue_is_all_that_the_template_writes_as_classifiers_know_it
 @settings(max_examples=25, deadline=None)
 def test_a_sampled_answer_encoded_again_has_the_form_of_a_given_one(template: str, answer: str) -> None:
     tokenizer = made(template)
-    given_ids = encode_answer(tokenizer, [USER], answer.strip())
+    given = answer if template == "text" else answer.strip()
+    given_ids = encode_answer(tokenizer, [USER], given)
     # What a model that learnt this answer samples: its tokens up to and with the end of the turn.
     assert given_ids.index(tokenizer.eos_token_id) == len(given_ids) - 1
     sampled = decode_answer(tokenizer, given_ids)
-    assert sampled == answer.strip()
+    assert sampled == given
     assert encode_answer(tokenizer, [USER], sampled) == given_ids
 
 

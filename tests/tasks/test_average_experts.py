@@ -233,7 +233,8 @@ def test_experts_that_cannot_be_averaged_are_refused_with_the_reason(cook: Cook)
     with pytest.raises(UserError) as caught:
         cook("experts: [one, whole]")
     assert str(caught.value) == (
-        "`whole` was trained whole (`lora: null`), so it has no adapter to average; use `rule: weights`"
+        "`whole` has whole weights (of training with `lora: null`, or of `rule: weights`), so it has no adapter to average; "
+        "use `rule: weights`"
     )
 
 
@@ -249,6 +250,8 @@ def test_factors_of_different_ranks_are_refused(cook: Cook) -> None:
     [
         ("use_rslora", True, "its adapter's `use_rslora` scales its ranks otherwise"),
         ("use_dora", True, "its adapter's `use_dora` rescales whole columns, which is no sum"),
+        ("rank_pattern", {"q_proj": 2}, "its adapter's `rank_pattern` has a rank of its own for some layers"),
+        ("alpha_pattern", {"q_proj": 2}, "its adapter's `alpha_pattern` has a scale of its own for some layers"),
         ("bias", "lora_only", "its adapter trains biases too"),
     ],
 )
@@ -274,6 +277,23 @@ def test_a_merge_that_changed_nothing_is_no_soup(cook: Cook, monkeypatch: pytest
     monkeypatch.setitem(average_experts.RULES, "delta", lambda e, w: whole(e, w if max(w) == 1 else [1.0, 0.0]))
     with pytest.raises(AssertionError, match="the soup has the weights of `one`: averaging changed nothing"):
         cook("experts: [one, other]")
+
+
+def test_a_rule_that_does_not_give_back_an_expert_alone_is_none(cook: Cook, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import average_experts
+
+    whole = average_experts.soup.delta
+    monkeypatch.setitem(average_experts.RULES, "delta", lambda experts, w: whole(experts, [0.9 * one for one in w]))
+    with pytest.raises(AssertionError, match="the merge of `one` alone is not `one` at"):
+        cook("experts: [one, other]")
+
+
+def test_whole_weights_that_averaging_did_not_change_are_no_soup(cook: Cook, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import average_experts
+
+    monkeypatch.setattr(average_experts.soup, "average", lambda states, weights: dict(states[0]))
+    with pytest.raises(AssertionError, match="averaging `twin` with what was there changed nothing"):
+        cook("experts: [whole, twin], rule: weights")
 
 
 def test_a_soup_that_is_loaded_as_something_else_is_not_published(cook: Cook, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from closed_forms import best_of_n_pmf
 from guided import CPU, ENDS, FAMILIES, ITS_PROMPTS, PROMPTS, llama, logits_after, model_of, reward_model, reward_of
 
 from registry.methods.draws import inverse_cdf, uniforms
@@ -126,3 +128,41 @@ def test_a_branch_that_has_ended_is_fed_no_further() -> None:
     options = OPTIONS | {"keys": keys, "samples": 1, "eos_ids": range(37)}
     found = sample(llama(0), prompts, guidance=Blockwise([(by_text(), 1.0)], 4, 3), count=count, **options)
     assert len(found[0][0].ids) == 1 and count.decode == 0
+
+
+def with_positions(model: Any, many: int) -> Any:
+    """GPT-2 that knows no more positions."""
+    table = torch.nn.Embedding(many, 32)
+    table.weight.data = model.transformer.wpe.weight.data[:many].clone()
+    model.transformer.wpe = table
+    return model
+
+
+@torch.inference_mode()
+def test_answers_may_fill_the_positions_of_a_model_beside_answers_that_have_just_begun() -> None:
+    def asked(policy: Any, judge: Any) -> list[list[Sample]]:
+        # Two rows at a time, so that one begins where another is about to end.
+        guidance = Blockwise([(by_prefix(judge), 1.0)], 5, 3)
+        return sample(policy, PROMPTS, guidance=guidance, rows=6, **OPTIONS | {"samples": 4})
+
+    longest = max(map(len, PROMPTS)) + 12, max(map(len, ITS_PROMPTS)) + 12
+    whole = asked(model_of("gpt2", 0), reward_model(1, family="gpt2"))
+    cut = asked(
+        with_positions(model_of("gpt2", 0), longest[0]), with_positions(reward_model(1, family="gpt2"), longest[1])
+    )
+    assert [[s.ids for s in row] for row in cut] == [[s.ids for s in row] for row in whole]
+    assert max(len(s.ids) for row in cut for s in row) == 12
+
+
+@torch.inference_mode()
+def test_blocks_of_one_token_are_best_of_n_over_tokens() -> None:
+    base, many = llama(0), 3000
+    (row,) = sample(
+        base, PROMPTS[:1], guidance=Blockwise([(by_text(), 1.0)], 1, 3), **OPTIONS
+        | {"keys": ["one"], "samples": many, "max_new_tokens": 1},
+    )  # fmt: skip
+    p = logits_after(base, PROMPTS[0]).double().softmax(-1).numpy()
+    law = best_of_n_pmf(p, np.array([worth([token]) for token in range(len(p))]), 3)
+    drawn = np.bincount([s.ids[0] for s in row], minlength=len(p)) / many
+    assert (np.abs(drawn - law) <= 4.5 * np.sqrt(law * (1 - law) / many) + 1e-9).all()
+    assert np.abs(p - law).max() > 0.1

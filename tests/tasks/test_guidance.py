@@ -26,10 +26,11 @@ from guided import (
 
 from registry.methods.draws import inverse_cdf, uniforms
 from tasks.batch import Sample
-from tasks.guidance import Guidance, Prefixes
+from tasks.guidance import Guidance, NextTokens, Prefixes
 from tasks.outputs import prefix_rewards
-from tasks.reader import Reader
+from tasks.reader import Reader, next_token_logits
 from tasks.sampler import sample
+from tasks.trace import Observer
 
 
 @torch.inference_mode()
@@ -173,3 +174,49 @@ def test_a_prompt_may_fill_the_context_up_to_the_last_new_token(family: str) -> 
 def test_an_answer_may_be_its_end_alone() -> None:
     found = run(llama(0), Guidance([(by_prefix(reward_model(1)), 1.5)], candidates=6), eos_ids=range(VOCABULARY))
     assert all(len(one.ids) == 1 and one.finished for row in found for one in row)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("weight", "own"), [(0.4, 0.6), (2.0, 1.0), (0.0, 1.0)])
+def test_several_models_are_weighed_by_their_log_probabilities_read_from_scratch(weight: float, own: float) -> None:
+    base, other = llama(0), llama(3)
+    found = run(base, Guidance([(by_token(other), weight)], policy_weight=own))
+    for prompt, its in enumerate(ITS_PROMPTS):
+        for number in range(2):
+            u = uniforms(11, str(PROMPTS[prompt]), number, 12)
+            answer: list[int] = []
+            while len(answer) < 12 and not set(answer) & set(ENDS):
+                ours, theirs = logits_after(base, PROMPTS[prompt] + answer), logits_after(other, its + answer)
+                whole = own * ours.log_softmax(-1) + weight * theirs.log_softmax(-1)
+                answer.append(int(inverse_cdf(whole[None], torch.tensor([u[len(answer)]]))))
+            assert list(found[prompt][number].ids) == answer
+
+
+@torch.inference_mode()
+def test_what_another_model_gives_is_told_as_log_probabilities() -> None:
+    base, other = llama(0), llama(3)
+    heard: list[Any] = []
+    guide = NextTokens(Reader(next_token_logits(other), ITS_PROMPTS, CPU), speaks=True)
+    found = run(base, Guidance([(guide, 1.0)], observer=Observer(heard.append)), samples=1)
+    for event in heard:
+        before = list(found[event["prompt"]][0].ids[: event["step"]])
+        its = logits_after(other, ITS_PROMPTS[event["prompt"]] + before).log_softmax(-1)
+        for candidate in event["candidates"]:
+            assert candidate["scores"] == [pytest.approx(float(its[candidate["id"]]), abs=1e-4)]
+
+
+@torch.inference_mode()
+def test_args_draws_its_first_token_as_often_as_its_law_says() -> None:
+    base, judge, many = llama(0), reward_model(1), 4000
+    guidance = Guidance([(by_prefix(judge), 1.5)], candidates=6)
+    (row,) = sample(
+        base, PROMPTS[:1], keys=["one"], guidance=guidance, samples=many, max_new_tokens=1, seed=11, eos_ids=ENDS,
+        temperature=0.7,
+    )  # fmt: skip
+    logits = logits_after(base, PROMPTS[0])
+    candidates = sorted(logits.topk(6).indices.tolist())
+    given = [reward_of(judge, ITS_PROMPTS[0] + (ENDING if c in ENDS else [c])) for c in candidates]
+    law = ((logits[candidates] + 1.5 * torch.tensor(given)) / 0.7).double().softmax(-1)
+    drawn = torch.tensor([[s.ids[0] == c for c in candidates] for s in row]).double().mean(0)
+    assert float(drawn.sum()) == 1
+    assert bool(((drawn - law).abs() <= 4.5 * (law * (1 - law) / many).sqrt() + 1e-9).all())
