@@ -8,7 +8,8 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
 
 # New volumes take their owner from what is at their place in the image.
 RUN useradd --uid 1000 --create-home alignflow \
- && install --directory --owner=alignflow --group=alignflow /srv/mlflow /srv/alignflow/home /srv/alignflow/hub
+ && install --directory --owner=alignflow --group=alignflow /srv/mlflow /srv/alignflow/home /srv/alignflow/hub \
+    /tmp/alignflow-gpus
 
 WORKDIR /opt/alignflow
 # What it stands on comes first, and is built again only when these two files change.
@@ -23,6 +24,10 @@ COPY tasks tasks
 COPY specs specs
 COPY registry registry
 RUN pip install --no-cache-dir --no-deps .
+
+# Git's history stays outside: which code this is, for the records of what it runs. Last, for it changes with every build.
+ARG ALIGNFLOW_COMMIT
+ENV ALIGNFLOW_COMMIT=${ALIGNFLOW_COMMIT}
 
 USER 1000:1000
 WORKDIR /srv/alignflow

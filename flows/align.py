@@ -72,13 +72,31 @@ def align(study: Study, folder: str = ".", offline: bool = False, force: list[st
         child.stopping.set()
         session.tracker.finish(session.tracker.parent, "KILLED")
         raise
-    return close_session(session, {name: future.state for name, future in futures.items()})
+    try:
+        return close_session(session, {name: future.state for name, future in futures.items()})
+    except BaseException:  # a report that cannot be drawn, a server that is gone
+        session.tracker.finish(session.tracker.parent, "FAILED")
+        raise
 
 
 def open_session(run: FlowRun, study: Study, folder: Path, offline: bool, force: frozenset[str]) -> Session:
     """Plans, closes what dead runs left open, claims and opens the MLflow parent run, and makes the GPU limit where one is
     needed. A deployed run is looked at first as `alignflow run` looks at its own."""
     home = make_home()
+    place = sweeping.prefect_place(home, str(PREFECT_API_URL.value()))
+    # Under a name of its own: under the run's there may be what it claimed before its process was killed.
+    begun = claim(
+        home, f"{run.id}-begun", sweeping.begun(str(run.id), place, is_deployed=run.deployment_id is not None)
+    )
+    try:
+        return _opened(run, study, folder, offline, force, home, place)
+    finally:
+        begun.end()
+
+
+def _opened(
+    run: FlowRun, study: Study, folder: Path, offline: bool, force: frozenset[str], home: Path, prefect: str | None
+) -> Session:
     flow_run, is_deployed = str(run.id), run.deployment_id is not None
     if is_deployed:
         view = deployed.checked(study, home, folder, offline=offline, forced=force)
@@ -86,9 +104,9 @@ def open_session(run: FlowRun, study: Study, folder: Path, offline: bool, force:
         view = View.of(study, home, folder, offline=offline, forced=force)
     uri, artifacts = tracking_place(study, home)
     tracker = Tracker(uri, study.tracking.experiment or study.name, artifacts)
-    prefect = sweeping.prefect_place(home, str(PREFECT_API_URL.value()))
     sweeping.sweep(home, prefect, tracker.client, tracker.uri, own=flow_run)
-    if study.execution.gpus:
+    has_slots = study.execution.gpus > 0 and prefect is not None
+    if has_slots:
         with get_client(sync_client=True) as client:
             pool.limit_gpus(client)
     tags = {"alignflow.study": study.name, "prefect.flow_run_id": flow_run}
@@ -96,7 +114,9 @@ def open_session(run: FlowRun, study: Study, folder: Path, offline: bool, force:
     claimed = claim(home, flow_run, note)
     spec = study.model_dump(mode="json", exclude_unset=True)
     tracker.start_parent(study.name, tags, spec)
-    session = Session(**vars(view), tracker=tracker, tags=tags, observe=observer.get(), claim=claimed)
+    session = Session(
+        **vars(view), tracker=tracker, tags=tags, observe=observer.get(), claim=claimed, has_slots=has_slots
+    )
     past_runs.begin(session)
     session.remember()  # what is stored already is in use from now on
     return session
@@ -118,9 +138,11 @@ def close_session(session: Session, states: dict[str, State | None]) -> Any:
         tracker.file(tracker.parent, report.path)
         for name, figures in report.figures.items():
             stored = session.stored(name)
-            if stored and name not in cached:
+            run = stored.record["mlflow"]["run"] if stored else None
+            # One who was killed between the evaluation and the report has left them to whoever comes next.
+            if run and (name not in cached or not tracker.holds(run, "figures")):
                 for figure in figures:
-                    tracker.file(stored.record["mlflow"]["run"] or "", figure, "figures")
+                    tracker.file(run, figure, "figures")
     status = "KILLED" if child.stopping.is_set() else "FAILED" if failed else "FINISHED"
     tracker.finish(tracker.parent, status)
     tracker.finish_strays(session.tags["prefect.flow_run_id"])

@@ -50,6 +50,8 @@ class Entrant:
     """By a reward's fingerprint and a prompt's id, of each sample."""
     parts: dict[str, Role]
     """What part each of those rewards had in the policy."""
+    is_random: bool
+    """Whether it draws: of two that do, samples of one number share their random numbers."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Comparison:
     intervals; p-values."""
     left_out: list[str]
     """Sentences: who is not in `rows`, and why."""
+    confidence: float
 
 
 def compare(views: Sequence[View], against: str | None = None) -> Comparison:
@@ -95,19 +98,25 @@ def compare(views: Sequence[View], against: str | None = None) -> Comparison:
                 left_out.append(f"{entrant.name} by {names[reward]}: {why}")
                 continue
             ours, theirs = (np.array([side[reward][p] for p in shared]) for side in (entrant.rewards, base.rewards))
-            found.append(_row(reward, names[reward], entrant, reference, ours, theirs, draws, settings))
+            row = _row(reward, names[reward], entrant, base, ours, theirs, draws, settings)
+            if "win_rate" not in row:
+                left_out.append(
+                    f"{entrant.name} by {names[reward]}, its win rate: with one sample a prompt it shares its random numbers with "
+                    f"{reference}'s"
+                )
+            found.append(row)
         others = [row for row in found if row["policy"] != reference]
         for row, p in zip(others, holm([row["p"] for row in others]), strict=True):
             row["p_holm"] = p
         rows += found
-    return Comparison(reference, rows, left_out)
+    return Comparison(reference, rows, left_out, settings["confidence"])
 
 
 def _row(
     reward: str,
     name: str,
     entrant: Entrant,
-    reference: str,
+    base: Entrant,
     ours: Array,
     theirs: Array,
     draws: int,
@@ -115,14 +124,16 @@ def _row(
 ) -> dict[str, Any]:
     difference = ours.mean(axis=1) - theirs.mean(axis=1)
     row: dict[str, Any] = {
-        "policy": entrant.name, "against": reference, "judged_by": name, "reward_fingerprint": reward[:16],
+        "policy": entrant.name, "against": base.name, "judged_by": name, "reward_fingerprint": reward[:16],
         "part": entrant.parts[reward], "prompts": len(ours),
     }  # fmt: skip
-    values = {"reward": ours.mean(axis=1), "difference": difference, "win_rate": win_rates(ours, theirs)}
+    values = {"reward": ours.mean(axis=1), "difference": difference}
+    if entrant is base or min(ours.shape[1], theirs.shape[1]) > 1 or not (entrant.is_random and base.is_random):
+        values["win_rate"] = win_rates(ours, theirs)
     for what, each in values.items():
         found = interval(each, **settings)
         row |= {what: found.estimate, f"{what}_low": found.low, f"{what}_high": found.high}
-    if entrant.name != reference:
+    if entrant is not base:
         row["p"] = permutation_p(difference, resamples=draws, seed=settings["seed"])
     return row
 
@@ -182,22 +193,29 @@ def _of(artifact: Artifact, place: str, evaluation: Evaluation) -> list[Entrant]
         for reward, value in zip(rewards, row["rewards"], strict=True):
             values[row["policy"]][reward].setdefault(prompt, []).append(value)
     limits = f"{results['max_new_tokens']} new tokens, {results['samples_per_prompt']} samples a prompt"
+    random = {a.fingerprint: a.entry.is_random for slot in ("policies", "against") for a in artifact.inputs[slot]}
     return [
-        Entrant(f"{place}:{policy}", told["fingerprint"], limits, own, dict(zip(rewards, roles, strict=True)))
-        for policy, told, own, roles in zip(policies, results["policies"], values, evaluation.roles, strict=True)
+        Entrant(f"{place}:{policy}", mark, limits, own, dict(zip(rewards, roles, strict=True)), random[mark])
+        for policy, mark, own, roles in zip(
+            policies, (told["fingerprint"] for told in results["policies"]), values, evaluation.roles, strict=True
+        )
     ]
 
 
 def tables(comparison: Comparison) -> Iterator[Table]:
-    """One for each reward, the highest first."""
+    """One for each reward, the largest difference first."""
+    percent = f" (intervals of {100 * comparison.confidence:g} %)"
     for reward in dict.fromkeys(row["reward_fingerprint"] for row in comparison.rows):
         rows = [row for row in comparison.rows if row["reward_fingerprint"] == reward]
-        table = Table(title=f"judged by {rows[0]['judged_by']}, against {comparison.reference}", title_justify="left")
+        table = Table(
+            title=f"judged by {rows[0]['judged_by']}, against {comparison.reference}{percent}", title_justify="left"
+        )
         for column in ("policy", "part", "prompts", "reward", "difference", "win rate", "p (Holm)"):
             table.add_column(column)
-        for row in sorted(rows, key=lambda row: -row["reward"]):
+        # Rewards are of the prompts that a policy shares with the reference, so that differences alone have one scale.
+        for row in sorted(rows, key=lambda row: -row["difference"]):
             spread = (
-                f"{row[w]:.3f} [{row[f'{w}_low']:.3f}, {row[f'{w}_high']:.3f}]"
+                f"{row[w]:.3f} [{row[f'{w}_low']:.3f}, {row[f'{w}_high']:.3f}]" if w in row else ""
                 for w in ("reward", "difference", "win_rate")
             )
             table.add_row(

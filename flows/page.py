@@ -31,6 +31,8 @@ class Column(NamedTuple):
     """What stands above it and its neighbours of the same group."""
     note: str = ""
     """Beneath the group's name."""
+    falls: bool = False
+    """Whether the rows stand in its order, the highest first."""
 
 
 def joined(parts: Sequence[Any], between: str = "") -> Markup:
@@ -70,7 +72,8 @@ def table(
     body = joined(
         [Markup("<tr>{}</tr>").format(joined([_cell(c, i == 0) for i, c in enumerate(row)])) for row in rows], "\n"
     )
-    names = joined([Markup("<th scope=col>{}</th>").format(h.name) for h in heads])
+    order = {True: Markup(" aria-sort=descending"), False: ""}
+    names = joined([Markup("<th scope=col{}>{}</th>").format(order[h.falls], h.name) for h in heads])
     text = (
         "<div class=scroll tabindex=0 role=region aria-label='{}'><table{}><thead>{}<tr>{}</tr></thead>"
         "<tbody>\n{}\n</tbody></table></div>\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 from prefect import flow, task
@@ -77,7 +78,8 @@ def promote(
         tags["alignflow.approved_by"] = decided.name
     registered: Registered = _register(quote(tracker), quote(chosen), tags)  # type: ignore[call-overload]
     page = f"{tracker.url(tracker.parent).split('/#/')[0]}/#/models/{registered.name}/versions/{registered.version}"
-    create_link_artifact(page, link_text=f"{registered.name}, version {registered.version}", key="version")
+    with suppress(Exception):  # the alias has moved: a page without its link does not undo that
+        create_link_artifact(page, link_text=f"{registered.name}, version {registered.version}", key="version")
     outcome = _outcome(chosen) | {
         "version": registered.version, "before": registered.before, "is_new": registered.is_new, "page": page,
         "approved_by": tags.get("alignflow.approved_by"),

@@ -63,7 +63,7 @@ def _watch(told: dict[str, Any], stream: TextIO, wait: str) -> Any:
         if event == "outcome":
             told.update(content)
         elif event == "waiting":
-            page = os.environ["PREFECT_API_URL"].removesuffix("/api")
+            page = os.environ.get("PREFECT_UI_URL") or os.environ["PREFECT_API_URL"].removesuffix("/api")
             print(f"waits for a decision (at most {wait}): {page}/runs/flow-run/{content}", file=stream, flush=True)
 
     return watch

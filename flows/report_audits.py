@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from flows.beside import Beside
-from flows.page import bullets, paragraph, section, table
+from flows.page import folded, paragraph, section, table
 from flows.wording import spread
 from tasks.evaluation_table import Evaluation
 from tasks.verdict_table import COLUMNS, verdict_cells
@@ -28,21 +28,17 @@ def audits(name: str, evaluation: Evaluation, beside: Beside) -> Markup:
             ),
             _numbers(beside.numbers(f"{name}.apart", rows)),
         ]
-    biased = [
-        row
-        for row in evaluation.rows()
-        if "length_bias" in row and not row["length_bias_low"] <= 0 <= row["length_bias_high"]
-    ]
-    if biased:
-        told = "Within a prompt, the rank correlation of an answer's reward with its length, where its interval leaves 0 out:"
-        parts += [
-            paragraph(told),
-            bullets([f"{r['judged_by']} of {r['policy']}: {spread(r, 'length_bias')}" for r in biased]),
-        ]
+    if rows := [row for row in evaluation.rows() if "length_bias" in row]:
+        rows.sort(key=lambda row: -abs(row["length_bias"]))
+        cells = [(r["policy"], r["judged_by"], spread(r, "length_bias")) for r in rows]
+        told = "Within a prompt, the rank correlation of an answer's reward with its length, the largest first"
+        shown = table(("policy", "judged by", "correlation"), cells, "length bias")
+        parts += [folded(f"{told} ({len(rows)})", shown)]
     if rows := [row for row in evaluation.policy_rows() if "copied_words" in row]:
         told = (
             "The share of words that stand in runs of eight which occur in answers that the policy was trained on, and the share of "
-            "answers that are such an answer as a whole:"
+            "answers that are such an answer as a whole. Policies that are not named were trained on none, or on some that were "
+            "not kept."
         )
         cells = [(r["policy"], spread(r, "copied_words"), spread(r, "copied_whole")) for r in rows]
         parts += [paragraph(told), table(("policy", "words", "whole answers"), cells, "what was copied")]

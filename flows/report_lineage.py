@@ -136,7 +136,7 @@ def _commit(origin: Mapping[str, Any]) -> str:
     code = origin["code"]
     if not code.get("commit"):
         return "no checkout"
-    return f"{code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
+    return f"{code['commit'][:12]}{' with uncommitted changes' if code.get('dirty') else ''}"
 
 
 def _replay(study: str, newest: Mapping[str, Any]) -> Iterator[Markup]:

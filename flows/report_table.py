@@ -37,7 +37,8 @@ def main_table(name: str, evaluation: Evaluation, looks: Mapping[str, Look], bes
     columns: list[str | Column] = ["policy"]
     for place in order(evaluation):
         reward, words = evaluation.rewards[place], part(evaluation, place)
-        columns += [Column("reward", reward, words), Column("win rate", reward, words)]
+        falls = place == first_judge(evaluation)
+        columns += [Column("reward", reward, words, falls), Column("win rate", reward, words)]
     columns.append(Column("KL, nats"))
     columns += [Column(what, "of an answer") for what in ("length, tokens", "tokens drawn", "positions", "time")]
     columns.append(Column("built in"))
@@ -60,8 +61,9 @@ def main_table(name: str, evaluation: Evaluation, looks: Mapping[str, Look], bes
     note = (
         f"Sorted by {judges[0]}. Intervals are {percent} % BCa bootstrap over prompts; win rates are paired with "
         f"{evaluation.reference}, whose mean reward is the dashed mark on each bar. A reward that guides a policy, or taught its "
-        f"guide, says so beside the value. KL is from the model of {evaluation.reference}. Positions are what the policy's model "
-        "and its guides read and wrote, over all draws of an answer; built in, the time of all stages below the policy."
+        f"guide, says so beside the value. KL is that of a policy's whole answers from the model of {evaluation.reference}, in nats. "
+        "Positions are what the policy's model and its guides read and wrote, over all draws of an answer; built in, the time of "
+        "all stages below the policy (of one that was resumed, its last attempt)."
     )
     files = beside.numbers(name, list(evaluation.rows())), beside.numbers(f"{name}.policies", list(about.values()))
     links = Markup(" Numbers: <a href='{0}'>{0}</a>, <a href='{1}'>{1}</a>").format(*files)

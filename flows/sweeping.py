@@ -47,12 +47,17 @@ def prefect_place(home: Path, url: str) -> str | None:
     return UP if server.of_up(home).get("prefect") == url else without_password(url)
 
 
-def note(flow_run: str, prefect: str | None, uri: str, experiment: str, *, is_deployed: bool) -> dict[str, Any]:
-    """What a run claims to have open: a Prefect flow run, and the MLflow runs that bear its number. Of a deployed one also
-    the process that is to be told when its worker stops."""
-    made: dict[str, Any] = {"flow_run": flow_run, "status": "KILLED", "mlflow": {"uri": uri, "experiment": experiment}}
+def begun(flow_run: str, prefect: str | None, *, is_deployed: bool) -> dict[str, Any]:
+    """What a run claims to have open before it has looked at its study: a Prefect flow run. Of a deployed one also the process
+    that is to be told when its worker stops."""
+    made: dict[str, Any] = {"flow_run": flow_run, "status": "KILLED"}
     made |= {"prefect": prefect} if prefect else {}
     return made | ({"process": os.getpid()} if is_deployed else {})
+
+
+def note(flow_run: str, prefect: str | None, uri: str, experiment: str, *, is_deployed: bool) -> dict[str, Any]:
+    """The same once it works: the MLflow runs that bear its number too."""
+    return begun(flow_run, prefect, is_deployed=is_deployed) | {"mlflow": {"uri": uri, "experiment": experiment}}
 
 
 def sweep(home: Path, prefect: str | None, mlflow: MlflowClient, uri: str, own: str = "") -> None:
@@ -70,18 +75,21 @@ def sweep(home: Path, prefect: str | None, mlflow: MlflowClient, uri: str, own: 
         claim.end(left if left.keys() & {"mlflow", "prefect"} else None)
 
 
-def sweep_server(home: Path) -> None:
-    """Closes every run of a study on a server that has just started for this home, but those that hold a claim: no
-    other can be alive."""
+def sweep_server(home: Path, since: float) -> None:
+    """Closes every run that began before the server of this home did (`since`, seconds of the epoch), but those that hold a
+    claim: no other can be alive."""
     alive = [UUID(each["flow_run"]) for each in living(home)]
-    _crash(FlowRunFilter(id=FlowRunFilterId(not_any_=alive)), FlowFilter(name=FlowFilterName(any_=[FLOW])))
+    flows = FlowFilter(name=FlowFilterName(any_=[FLOW, "promote"]))
+    _crash(FlowRunFilter(id=FlowRunFilterId(not_any_=alive)), flows, since)
 
 
-def _crash(which: FlowRunFilter, flow: FlowFilter | None = None) -> None:
+def _crash(which: FlowRunFilter, flow: FlowFilter | None = None, before: float = float("inf")) -> None:
     which.state = FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN))
     tasks = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=OPEN)))
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_filter=flow, flow_run_filter=which):
+            if run.created is not None and run.created.timestamp() >= before:
+                continue
             mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
             for task in client.read_task_runs(flow_run_filter=mine, task_run_filter=tasks):
                 client.set_task_run_state(task.id, Crashed(message=GONE), force=True)

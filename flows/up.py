@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from flows import server, silence, working
 from registry.home import make_home
 from specs.problems import UnfitError
@@ -33,6 +35,11 @@ def up(*, port: int, mlflow_port: int) -> int:
     for taken, option in ((port, "--port"), (mlflow_port, "--mlflow-port")):
         _require_free(taken, option)
     prefect, mlflow = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{mlflow_port}"
+    lock = FileLock(home / "up.lock")
+    try:
+        lock.acquire(timeout=0)  # until this process ends
+    except Timeout:
+        raise UnfitError(f"another `alignflow up` for {home} is starting") from None
     logs = home / "logs" / "up"
     logs.mkdir(parents=True, exist_ok=True)
     parts: dict[str, subprocess.Popen[bytes]] = {}
@@ -99,7 +106,9 @@ def _prefect(port: int) -> list[str]:
 def _prefect_environment(home: Path, port: int) -> dict[str, str]:
     api = f"http://127.0.0.1:{port}/api"
     # The page asks for its data where it is told, which is port 4200 unless one says otherwise.
-    return {"PREFECT_HOME": str(home / "prefect"), "PREFECT_UI_API_URL": api, "PREFECT_API_URL": api}
+    # Slots that are taken are remembered on the disk, so that those of the dead are given back after a restart.
+    leases = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+    return {"PREFECT_HOME": str(home / "prefect"), "PREFECT_UI_API_URL": api, "PREFECT_API_URL": api} | leases
 
 
 def _worker_environment(home: Path, api: str) -> dict[str, str]:

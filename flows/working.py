@@ -42,7 +42,7 @@ def work() -> None:
         pool.make(client)
     sweeping.sweep(home, place, MlflowClient(tracking_file.made(uri)), without_password(uri))
     if place == sweeping.UP:
-        sweeping.sweep_server(home)
+        sweeping.sweep_server(home, (home / server.NOTE).stat().st_mtime)
     command = ["-P", "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool.NAME]
     options = ["--name", socket.gethostname(), "--limit", str(gpus.studies_at_once())]
     # Whoever presses "run" waits for the worker's next look, which Prefect has every 10 seconds.

@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
 
 def _code(root: Path) -> dict[str, Any]:
     state = code_state(root / "registry")
-    if not state:
+    if "dirty" not in state:  # no checkout: an image, say, whose commit is all that is known
         return state
 
     def git(*command: str) -> bytes:

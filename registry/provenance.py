@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import subprocess
@@ -34,8 +35,8 @@ def versions() -> dict[str, str]:
 
 @cache
 def code_state(folder: Path) -> dict[str, Any]:
-    """The commit of the code in `folder` and whether it has uncommitted changes; empty outside a checkout, and where it
-    only lies in one, as an environment may in a person's own repository."""
+    """The commit of the code in `folder` and whether it has uncommitted changes. Outside a checkout, and where it only lies in
+    one, as an environment may in a person's own repository, what ALIGNFLOW_COMMIT says, as an image does; else empty."""
     git = ["git", "-C", str(folder)]
     try:
         own, status = (
@@ -43,9 +44,10 @@ def code_state(folder: Path) -> dict[str, Any]:
             for command in (["ls-files"], ["status", "--porcelain=v2", "--branch", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):
-        return {}
+        own = status = ""
     if not own:
-        return {}
+        told = os.environ.get("ALIGNFLOW_COMMIT", "unknown")
+        return {} if told in ("", "unknown") else {"commit": told}
     lines = status.splitlines()
     commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid")), None)
     return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}

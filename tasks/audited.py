@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +19,17 @@ from registry.methods.repetition import TrainingTexts
 from registry.rows import Pair, Prompt
 from specs.data import Data
 from specs.plan import canonical
+from specs.preference_training import DPO
+from specs.stage import Stage
 from tasks.drawing import Answer
-from tasks.inputs import PAIRS, RESPONSES, read_lines
+from tasks.inputs import PAIRS, RESPONSES, ROUND, SAMPLES, read_lines
 from tasks.lineage import direct, made_on, role
 from tasks.properties import Properties
 
 Array = NDArray[np.float64]
+
+TAKEN = ("candidate", "chosen", "kept")
+"""What stages that draw for themselves call the samples that they learn to say."""
 
 
 class Learnt:
@@ -31,14 +39,14 @@ class Learnt:
         self._known: dict[frozenset[str], TrainingTexts] = {}
 
     def by(self, policy: Artifact) -> TrainingTexts | None:
-        """None of a policy that was trained on no stored answers, or on some that are not here: a promoted model does not bring
-        them."""
-        sources = {f"{source.fingerprint}.{source.part}": source for source in _sources(policy)}
-        if not sources or not all(map(_is_here, sources.values())):
+        """None of a policy that was trained on no answers, or on some that are not here: `rl` and `bond` keep none of what they
+        draw, and a promoted model does not bring them."""
+        sources = dict(_sources(policy))
+        if not sources or not all(sources.values()):
             return None
         mark = frozenset(sources)
         if mark not in self._known:
-            self._known[mark] = TrainingTexts(text for source in sources.values() for text in _answers_in(source))
+            self._known[mark] = TrainingTexts(text for texts in sources.values() if texts for text in texts())
         return self._known[mark]
 
 
@@ -79,14 +87,33 @@ def copied(
     return {"copied_words": properties.interval(words)._asdict(), "copied_whole": properties.interval(whole)._asdict()}
 
 
-def _sources(policy: Artifact) -> Iterator[Artifact]:
-    """The pairs, of which the chosen answers count, and the responses that a policy's language models were trained on; not
-    those that its rewards were, nor what a stage drew and kept for itself."""
+Texts = Callable[[], Iterator[str]]
+
+
+def _sources(policy: Artifact) -> Iterator[tuple[str, Texts | None]]:
+    """What the policy's language models were trained on, by a mark of each: the chosen of pairs, the responses, and of what a
+    stage drew for itself what it took; None where that is not here. What its rewards were trained on is none of it."""
     for stage in direct(policy):
-        if stage.produces != "language model":
+        given = [one for slot in ("data", "responses") for one in stage.inputs.get(slot, ())]
+        if stage.produces != "language model" or not isinstance(stage.entry, Stage) or _gave_up(stage):
             continue
-        for slot in ("data", "responses"):
-            yield from stage.inputs.get(slot, ())
+        own = stage.folder / SAMPLES if stage.folder else None
+        if own is not None and own.exists():
+            yield stage.fingerprint, partial(_taken, own)
+        elif stage.entry.kind_name in ("rl", "bond", "raft", "rrhf") or (isinstance(stage.entry, DPO) and not given):
+            yield stage.fingerprint, None
+        else:
+            yield from ((f"{g.fingerprint}.{g.part}", partial(_answers_in, g) if _is_here(g) else None) for g in given)
+
+
+def _taken(samples: Path) -> Iterator[str]:
+    return (r["text"] for row in read_lines(samples) for r in row["responses"] if r["use"] in TAKEN)
+
+
+def _gave_up(stage: Artifact) -> bool:
+    """Whether it is a round of RAFT that trained no more."""
+    path = stage.folder / ROUND if stage.folder else None
+    return path is not None and path.exists() and bool(json.loads(path.read_bytes()).get("stopped"))
 
 
 def _is_here(source: Artifact) -> bool:
@@ -124,16 +151,15 @@ def apart(
     """Of each reward that guides a policy and each that does not: how much more was gained of the first, in standard deviations
     of the reference's answers. `guide` and `gold` are places among the rewards."""
     roles = [role(policy, reward) for reward in rewards]
-    deviations = [float(of[reference].std()) for of in scores]
+    told = [float(np.ptp(of[reference])) > 0 for of in scores]
     gains = [of[i].mean(axis=1) - of[reference].mean(axis=1) for of in scores]
     found = []
     for guide, gold in ((g, h) for g in range(len(rewards)) for h in range(len(rewards))):
         if i == reference or roles[guide] != "guides" or roles[gold] == "guides":
             continue
-        if deviations[guide] > 0 and deviations[gold] > 0:
-            more = divergence_of_gold(
-                gains[guide], gains[gold], guide_deviation=deviations[guide], gold_deviation=deviations[gold]
-            )
+        if told[guide] and told[gold]:
+            guided, held = scores[guide][reference], scores[gold][reference]
+            more = divergence_of_gold(gains[guide], gains[gold], guide_reference=guided, gold_reference=held)
             found.append({"guide": guide, "gold": gold, **properties.interval(more)._asdict()})
     return found
 

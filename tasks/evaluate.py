@@ -75,7 +75,10 @@ def evaluate(job: Job) -> Result:
     verdicts = judged(job, prompts, answers, reference, properties.interval)
     lengths = [np.array([[float(a.tokens) for a in row] for row in rows]) for rows in answers]
     by_reward = [
-        [_of_reward(properties, policies, i, reference, scores, lengths[i]) for scores in rewards]
+        [
+            _of_reward(properties, policies, i, reference, scores, lengths[i] if rules[i].temperature else None)
+            for scores in rewards
+        ]
         for i in range(len(policies))
     ]
     chooser = _chooser(policies, job.many("rewards"))
@@ -129,13 +132,13 @@ def _of_reward(
     i: int,
     reference: int,
     scores: Sequence[Array],
-    lengths: Array,
+    lengths: Array | None,
 ) -> dict[str, dict[str, float]]:
     """What a reward says of a policy: each value's mean over prompts with its interval, and of the difference whether it is
-    chance."""
+    chance. `lengths` of its answers; None where all samples to a prompt are one answer."""
     entry = properties.job.entry
     by_prompt = _by_prompt(entry, policies, i, reference, scores)
-    if scores[i].shape[1] > 1:
+    if lengths is not None and lengths.shape[1] > 1:
         by_prompt["length_bias"] = length_bias(scores[i], lengths)
     found: dict[str, dict[str, float]] = {
         name: properties.interval(values)._asdict() for name, values in by_prompt.items()

@@ -1,7 +1,7 @@
 """GPU slots: how many GPUs there are, and leases on particular ones by kernel file locks.
 
-A Prefect concurrency limit counts slots over all runs of a server; the lease says which device a stage
-sees, and is freed with its holder.
+The lease says which device a stage sees, whichever server its run belongs to, and is freed with its holder. A Prefect
+concurrency limit shows on a lasting server how many are taken, and counts what a lock cannot see.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,6 +20,8 @@ from filelock import FileLock, Timeout
 from registry import nvidia
 from specs.execution import Execution
 from specs.problems import UnfitError
+
+LEASES = Path("/tmp/alignflow-gpus")
 
 
 @cache
@@ -45,6 +46,14 @@ def studies_at_once() -> int:
 
 def _of_this_host() -> tuple[str, ...]:
     return tuple(index for (index,) in nvidia.asked("index"))
+
+
+@cache
+def _card(name: str) -> str:
+    """What a device is by, however it is called here: two processes may see different ones as the first."""
+    cards = {row[0]: row[-1] for row in nvidia.asked("index", "uuid")}
+    full = (uuid for uuid in cards.values() if name.startswith("GPU-") and uuid.startswith(name))
+    return cards.get(name) or next(full, name)
 
 
 def lacking(execution: Execution) -> str | None:
@@ -75,15 +84,14 @@ def leased(count: int, waiting: Callable[[], None] = lambda: None) -> Iterator[s
     if count == 0:
         yield ""
         return
-    folder = Path(tempfile.gettempdir()) / "alignflow-gpus"
     with suppress(FileExistsError):
-        folder.mkdir()
-        folder.chmod(0o1777)  # all users of the host share its GPUs
+        LEASES.mkdir()
+        LEASES.chmod(0o1777)  # all users of the host share its GPUs
     while True:
         with ExitStack() as held:
             mine = []
             for name in device_names():
-                lock = FileLock(folder / f"{name}.lock", mode=0o666)
+                lock = FileLock(LEASES / f"{_card(name).replace('/', '-')}.lock", mode=0o666)
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:

@@ -14,6 +14,10 @@ from tasks.job import Job
 
 RESPONSES = "responses.jsonl"
 PAIRS = "pairs.jsonl"
+SAMPLES = "samples.jsonl"
+"""What a stage drew for itself, and what became of each."""
+ROUND = "round.json"
+"""What a round of RAFT leaves to the next."""
 TRAINING = "training.jsonl"
 DROPPED = "dropped.json"
 UNIFORMITY = "uniformity.json"

@@ -14,7 +14,7 @@ from registry.rows import Prompt
 from tasks.answers import draw
 from tasks.distributed import main_first
 from tasks.drawing import Answer
-from tasks.inputs import read_lines, write_lines
+from tasks.inputs import SAMPLES, read_lines, write_lines
 from tasks.job import Job
 from tasks.memory import free_memory
 from tasks.rules import Rule
@@ -77,7 +77,7 @@ def write_samples(
 ) -> None:
     """The table of what was drawn and what became of it, `samples.jsonl`; `use(prompt, sample)` names that."""
     write_lines(
-        job.out / "samples.jsonl",
+        job.out / SAMPLES,
         [
             {
                 "prompt": list(prompt.messages),

@@ -11,7 +11,7 @@ from registry.rewards import scorer
 from registry.rows import Prompt
 from specs.execution import Execution
 from tasks.job import Log
-from tasks.memory import free_memory
+from tasks.memory import free_memory, peak_memory
 from tasks.models import Models
 
 
@@ -24,6 +24,7 @@ class Scores:
         self._known: dict[tuple[str, str, str], float] = {}
         self._read: dict[tuple[str, str, str], int] = {}
         self._spent: dict[str, tuple[int, float]] = {}
+        self._memory: dict[str, int] = {}
 
     def of(self, reward: Artifact, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """`[prompt][answer]` for the answers to each prompt."""
@@ -34,10 +35,11 @@ class Scores:
             self._log.note(f"scoring {len(new):,} answers by {reward.name}")
             score = self._models.score(reward) if self._models else scorer(reward, batch=self._execution.rows)
             begun = time.monotonic()
-            with noting() as noted:
+            with noting() as noted, peak_memory() as peak:
                 values = score([p.messages for p, _ in new.values()], [text for _, text in new.values()])
             many, seconds = self._spent.get(reward.fingerprint, (0, 0.0))
             self._spent[reward.fingerprint] = many + len(new), seconds + time.monotonic() - begun
+            self._memory[reward.fingerprint] = max(self._memory.get(reward.fingerprint, 0), peak[0])
             self._known |= dict(zip(new, values, strict=True))
             self._read |= dict(zip(new, noted.of_each(len(new)), strict=True))
             del score
@@ -53,3 +55,7 @@ class Scores:
         """What an answer took to score, on average; 0 where none was scored."""
         many, seconds = self._spent.get(reward.fingerprint, (0, 0.0))
         return seconds / many if many else 0.0
+
+    def memory(self, reward: Artifact) -> int:
+        """The most bytes in use while it scored; see `tasks.memory.peak_memory`."""
+        return self._memory.get(reward.fingerprint, 0)

@@ -30,6 +30,9 @@ class Session(View):
     tags: dict[str, str]
     observe: Observer
     claim: Claim
+    has_slots: bool = False
+    """Whether a Prefect server that lasts counts the GPUs that stages take; one that ends with the run would remember those of
+    a run that was killed as taken for ever."""
     body_seconds: float = 0.0
     """Time spent inside stage bodies, over all stages."""
     _finished: dict[str, Stored] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from mlflow.entities import Metric
@@ -121,22 +121,31 @@ def _cached(session: Session, work: Work, stored: Stored) -> State:
 def _devices(session: Session, name: str) -> Iterator[str]:
     """The GPUs of a stage, or the processor for itself."""
     count = session.study.execution.gpus
-    with ExitStack() as held:
+
+    def waiting() -> None:
         if count:
-            limit = concurrency(gpus.limit_name(), occupy=count, strict=True, raise_on_lease_renewal_failure=False)
-            held.enter_context(limit)
-        else:
-            while not _cpu.acquire(timeout=0.2):
-                if child.stopping.is_set():
-                    raise child.Interrupted("stopped while waiting")
-            held.callback(_cpu.release)
-
-        def waiting() -> None:
             session.observe(name, "waiting", "the GPUs are taken")
-            if child.stopping.is_set():
-                raise child.Interrupted("stopped while waiting")
+        if child.stopping.is_set():
+            raise child.Interrupted("stopped while waiting")
 
-        yield held.enter_context(gpus.leased(count, waiting))
+    with ExitStack() as held:
+        while not count and not _cpu.acquire(timeout=0.2):
+            waiting()
+        held.callback(lambda: None if count else _cpu.release())
+        devices = held.enter_context(gpus.leased(count, waiting))
+        while session.has_slots:
+            try:
+                held.enter_context(_slots(count))
+                break
+            except TimeoutError:  # a lock cannot see those of another container, say
+                waiting()
+        yield devices
+
+
+def _slots(count: int) -> AbstractContextManager[None]:
+    return concurrency(
+        gpus.limit_name(), occupy=count, strict=True, timeout_seconds=2, raise_on_lease_renewal_failure=False
+    )
 
 
 def _build(session: Session, work: Work) -> Stored:

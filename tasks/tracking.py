@@ -127,6 +127,11 @@ class Tracker:
     def file(self, run: str, path: Path, folder: str | None = None) -> None:
         self._safely(lambda: self.client.log_artifact(run, str(path), folder), run)
 
+    def holds(self, run: str, folder: str) -> bool:
+        """Whether a run has files in a folder; taken for so where MLflow does not answer."""
+        found = self._safely(lambda: self.client.list_artifacts(run, folder), run)
+        return found is None or bool(found)
+
     def dataset_in(self, run: str, name: str, fingerprint: str, source: str, context: str) -> None:
         """An edge from a data set. MLflow takes digests of at most 36 characters."""
         entity = Dataset(name=name, digest=fingerprint[:32], source_type="local", source=json.dumps({"uri": source}))

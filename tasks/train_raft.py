@@ -24,7 +24,7 @@ from registry.methods.raft import best_of_all, best_of_each, kl_penalised
 from registry.rows import Prompt
 from specs.problems import UserError
 from tasks.answers import draw
-from tasks.inputs import distinct_prompts_of, prompts_of
+from tasks.inputs import ROUND, distinct_prompts_of, prompts_of
 from tasks.job import Job, Result
 from tasks.memory import free_memory
 from tasks.own_samples import Drawn, own_samples, scored, usable, write_samples
@@ -34,7 +34,6 @@ from tasks.threads import use_threads
 from tasks.train_sft import fit
 from tasks.training import check_lengths, load_start, training_rows
 
-ROUND = "round.json"
 HELD_OUT_SAMPLES = 4
 """Samples to each held-out prompt; every round's have the same random numbers."""
 

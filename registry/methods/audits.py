@@ -33,21 +33,28 @@ def length_bias(rewards: Array, lengths: Array) -> Array:
     return np.asarray(np.divide(shared, scale, out=np.zeros(len(shared)), where=scale > 0))
 
 
-def divergence_of_gold(guide_gain: Array, gold_gain: Array, *, guide_deviation: float, gold_deviation: float) -> Array:
+def divergence_of_gold(guide_gain: Array, gold_gain: Array, *, guide_reference: Array, gold_reference: Array) -> Array:
     """Per prompt, how much more was gained of the reward that guided than of gold, each in the reference policy's standard
     deviations: above 0 the guide was pleased at more than gold was, as where a reward is over-optimised (arXiv
     2210.10760).
 
+    The deviations are known from the same prompts, so what each prompt tells of them is part of its number (delta method):
+    the mean is that of the gains in deviations, and an interval over prompts holds the deviations' own error.
+
     Args:
         guide_gain, gold_gain: [prompts], the policy's reward less the reference's, by the guiding reward and by gold.
-        guide_deviation, gold_deviation: of the reference's rewards over all its answers, by each of the two.
+        guide_reference, gold_reference: [prompts, samples], the reference's rewards by each of the two.
     Returns:
         [prompts], in standard deviations.
     Raises:
-        ValueError: a deviation is not positive: a reward that is the same for every answer has no unit.
+        ValueError: a reward is the same for every answer of the reference, and so has no unit.
     """
-    if not (guide_deviation > 0 and gold_deviation > 0):
-        raise ValueError(
-            f"the reference's rewards have deviations {guide_deviation} (guide) and {gold_deviation} (gold); both must be positive"
-        )
-    return guide_gain / guide_deviation - gold_gain / gold_deviation
+    return _in_deviations(guide_gain, guide_reference) - _in_deviations(gold_gain, gold_reference)
+
+
+def _in_deviations(gain: Array, reference: Array) -> Array:
+    deviation = reference.std()
+    if not deviation > 0:
+        raise ValueError(f"the reference's rewards have deviation {deviation}; it must be positive")
+    own = ((reference - reference.mean()) ** 2).mean(axis=1)
+    return np.asarray(gain / deviation - gain.mean() / (2 * deviation**3) * (own - deviation**2))

@@ -27,7 +27,7 @@ def rewards(policy: int, prompt: int, shift: float) -> list[list[float]]:
     return [[value + s / 4, -value - s / 8] for s in range(2)]
 
 
-def put(study: View, shift: float, prompts: list[str] = PROMPTS, limit: int = 16) -> None:
+def put(study: View, shift: float, prompts: list[str] = PROMPTS, limit: int = 16, samples: int = 2) -> None:
     rows = [
         {
             "prompt": [{"role": "user", "content": text}], "policy": i, "sample": s, "response": "r", "tokens": 1,
@@ -35,11 +35,11 @@ def put(study: View, shift: float, prompts: list[str] = PROMPTS, limit: int = 16
         }
         for text in prompts
         for i in range(len(POLICIES))
-        for s in range(2)
+        for s in range(samples)
     ]  # fmt: skip
     table = study.artifact("table")
     results = {
-        "prompts": len(prompts), "samples_per_prompt": 2, "max_new_tokens": limit, "reference": 0, "chooser": 0,
+        "prompts": len(prompts), "samples_per_prompt": samples, "max_new_tokens": limit, "reference": 0, "chooser": 0,
         "policies": [{"fingerprint": p.fingerprint} for p in table.inputs["policies"]],
         "rewards": [r.fingerprint for r in table.inputs["rewards"]],
     }  # fmt: skip
@@ -122,6 +122,16 @@ def test_any_policy_can_be_the_reference_and_a_misspelt_one_is_told(first: View)
     assert {row["against"] for row in found.rows} == {"small:bon[n=2]"}
     with pytest.raises(UserError, match=r"there is no `small:sfd`; did you mean `small:sft`\?"):
         compare([first], "small:sfd")
+
+
+def test_draws_that_share_their_numbers_have_no_win_rate_with_one_sample_a_prompt(tmp_path: Path, home: Path) -> None:
+    view = handmade.view(tmp_path)
+    put(view, 0.0, samples=1)
+    found = compare([view], "small:base")
+    rows = {row["policy"]: row for row in found.rows if row["judged_by"] == "gold"}
+    assert {name for name, row in rows.items() if "win_rate" in row} == {"small:base"}
+    assert sum("its win rate: with one sample a prompt" in line for line in found.left_out) == 6
+    assert all("difference" in row for row in rows.values())
 
 
 def test_studies_without_an_evaluation_have_nothing_to_compare(tmp_path: Path, home: Path) -> None:

@@ -51,3 +51,40 @@ def test_a_pool_is_made_once_and_unserved_until_a_worker_asks(client) -> None:
     for _ in range(2):
         pool.make(client)
     assert client.read_work_pool(pool.NAME).type == "process" and not pool.is_served(client)
+
+
+def test_a_stage_waits_for_a_slot_that_is_taken_says_so_and_can_be_stopped(
+    client, see, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from prefect.concurrency.sync import concurrency
+
+    from flows import pool
+    from tasks import child, step
+
+    see("0")
+    monkeypatch.setattr(gpus, "LEASES", tmp_path / "leases")
+    pool.limit_gpus(client)
+    told: list[tuple[str, ...]] = []
+
+    def observe(*event: str) -> None:
+        told.append(event)
+        child.stopping.set()
+
+    study = SimpleNamespace(execution=SimpleNamespace(gpus=1))
+    session = SimpleNamespace(study=study, observe=observe, has_slots=True)
+    try:
+        with (
+            concurrency(gpus.limit_name(), occupy=1, strict=True),
+            pytest.raises(child.Interrupted),
+            step._devices(session, "rm"),  # type: ignore[arg-type]
+        ):
+            pass
+    finally:
+        child.stopping.clear()
+    assert told == [("rm", "waiting", "the GPUs are taken")]
+    with step._devices(session, "rm") as devices:  # type: ignore[arg-type]
+        assert devices == "0"
+        assert client.read_global_concurrency_limit_by_name(gpus.limit_name()).active_slots == 1
+    assert client.read_global_concurrency_limit_by_name(gpus.limit_name()).active_slots == 0

@@ -123,6 +123,24 @@ def test_the_estimate_goes_from_the_bound_to_nothing(n: int) -> None:
     assert bool((np.diff(found) <= 1e-12).all())
 
 
+@given(SPACES, st.integers(1, 32))
+def test_the_estimate_is_no_less_than_the_divergence_and_no_more_than_its_bound(weighted, n) -> None:
+    p, rewards = space_of(weighted)
+    best = best_of_n_pmf(p, rewards, n)
+    exact = rel_entr(best, p).sum()
+    level = np.array([p[rewards == reward].sum() for reward in rewards])  # what cannot be told apart is one outcome
+    assert exact - 1e-12 <= best @ kl_estimate(np.minimum(level, 1.0), n) <= kl_bound(n) + 1e-12
+
+
+def test_a_reward_of_yes_and_no_moves_best_of_n_less_than_texts_alone_would_say() -> None:
+    # One answer in a hundred is rewarded, and no text repeats: 0.0394 log 3.94 + 0.9606 log 0.9703 = 0.0251 nats, and not 0.636.
+    p, rewards = np.full(1000, 1 / 1000), np.repeat([1.0, 0.0], [10, 990])
+    best = best_of_n_pmf(p, rewards, 4)
+    assert rel_entr(best, p).sum() == pytest.approx(0.02507, abs=5e-6)
+    assert best @ kl_estimate(np.where(rewards == 1, 0.01, 0.99), 4) == pytest.approx(0.035, abs=5e-4)
+    assert best @ kl_estimate(p, 4) > 0.63
+
+
 @pytest.mark.parametrize("mu", [0.01, 1.0, 7.0])
 def test_best_of_poisson_mixes_best_of_n(mu: float) -> None:
     u = np.linspace(0, 1, 11)

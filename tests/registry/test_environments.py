@@ -44,11 +44,17 @@ def test_more_than_a_person_reads_is_told_and_not_kept(checkout: Path) -> None:
     assert code["difference"] is None and "bytes are more than 200,000" in code["why"]
 
 
-def test_code_that_only_lies_in_a_checkout_has_no_commit(checkout: Path) -> None:
+def test_code_that_only_lies_in_a_checkout_has_no_commit_but_what_it_is_told(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     installed = checkout / ".venv" / "registry"
     installed.mkdir(parents=True)
     (installed / "store.py").write_text("")
     assert code_state(installed) == {}
+    code_state.cache_clear()
+    monkeypatch.setenv("ALIGNFLOW_COMMIT", "0123abcd")  # as an image says it, in which there is no history
+    assert code_state(installed) == {"commit": "0123abcd"}
+    code_state.cache_clear()
 
 
 def test_what_is_remembered_is_found_by_its_digest_and_kept_once(tmp_path: Path) -> None:

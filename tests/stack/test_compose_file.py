@@ -29,7 +29,7 @@ def texts(node: Any) -> list[str]:
 def test_the_example_names_every_variable_and_gives_no_secret_a_value() -> None:
     assert compose.asked_for() | {"COMPOSE_PROFILES"} == compose.example().keys()
     given = {name: value for name, value in compose.example().items() if value}
-    assert given == {"COMPOSE_PROFILES": "cpu", "ALIGNFLOW_STUDIES": "./studies"}
+    assert given == {"COMPOSE_PROFILES": "cpu", "ALIGNFLOW_COMMIT": "unknown", "ALIGNFLOW_STUDIES": "./studies"}
 
 
 @pytest.mark.parametrize("name", sorted(compose.asked_for()))

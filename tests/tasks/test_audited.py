@@ -82,8 +82,8 @@ def test_what_the_guide_gained_is_held_against_what_gold_did(evaluation: Any) ->
     # Pairs that letters ordered taught `tuned`; `best` chooses by words besides, so that nothing judges it from outside.
     assert rows.keys() == {("tuned[seed=1]", "letters", "words"), ("tuned[seed=2]", "letters", "words")}
     gains = [values(folder, 1, reward).mean(1) - values(folder, 0, reward).mean(1) for reward in (0, 1)]
-    deviations = [float(values(folder, 0, reward).std()) for reward in (0, 1)]
-    more = divergence_of_gold(*gains, guide_deviation=deviations[0], gold_deviation=deviations[1])
+    of_base = [values(folder, 0, reward) for reward in (0, 1)]
+    more = divergence_of_gold(*gains, guide_reference=of_base[0], gold_reference=of_base[1])
     assert rows["tuned[seed=1]", "letters", "words"]["gained_more"] == pytest.approx(more.mean())
 
 
@@ -147,3 +147,34 @@ def test_what_a_model_copied_is_not_known_where_what_it_learnt_from_is_not_here(
         assert known is not None and known.has("Because.")
     tiny.write_lines(tmp_path / "given.jsonl", [pair | {"chosen": "So."}])
     assert Learnt().by(tuned) is None
+
+
+OWN = """\
+  ranked: {do: rrhf, from: base, data: prompts.train, reward: gold}
+  chosen: {do: raft, from: base, prompts: prompts.train, reward: gold, rounds: 2}
+  learner: {do: bond, from: base, prompts: prompts.train, reward: gold}
+"""
+
+
+def test_what_a_stage_drew_for_itself_and_learnt_from_counts_and_what_it_let_go_does_not(
+    tmp_path: Path, home: Path
+) -> None:
+    made = handmade.view(tmp_path, handmade.STUDY + OWN)
+
+    def drew(name: str, **uses: str) -> None:
+        responses = [{"text": text, "use": use} for text, use in uses.items()]
+        handmade.put(made, name, {"samples.jsonl": handmade.lines({"prompt": [], "responses": responses})})
+
+    ranked, last = made.artifact("ranked"), made.artifact("chosen")
+    assert Learnt().by(ranked) is None and Learnt().by(last) is None  # nothing is there
+    drew("ranked", Yes="candidate", No="candidate")
+    known = Learnt().by(ranked)
+    assert known is not None and known.has("Yes") and known.has("No")
+    first = made.artifact("chosen[round=1]")
+    drew("chosen[round=1]", Yes="kept", No="discarded")
+    handmade.put(made, "chosen", {"round.json": json.dumps({"stopped": True}), "samples.jsonl": ""})
+    for policy in (first, last):
+        known = Learnt().by(policy)
+        assert known is not None and known.has("Yes") and not known.has("No")
+    handmade.put(made, "learner", {"training.jsonl": ""})
+    assert Learnt().by(made.artifact("learner")) is None

@@ -283,7 +283,7 @@ def test_a_rule_that_does_not_give_back_an_expert_alone_is_none(cook: Cook, monk
     from tasks import average_experts
 
     whole = average_experts.soup.delta
-    monkeypatch.setitem(average_experts.RULES, "delta", lambda experts, w: whole(experts, [0.9 * one for one in w]))
+    monkeypatch.setitem(average_experts.RULES, "delta", lambda experts, w: whole(experts, [0.6, 0.4]))
     with pytest.raises(AssertionError, match="the merge of `one` alone is not `one` at"):
         cook("experts: [one, other]")
 

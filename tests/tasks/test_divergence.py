@@ -70,9 +70,18 @@ class Measured:
             [policy], PROMPTS, samples=SAMPLES, max_new_tokens=new, seed=5, execution=execution, log=log,
             scores=Scores(execution, log), account=self.account,
         )  # fmt: skip
-        found = Ruler(self.account, PROMPTS, rows=8).distances(self.rule, self.answers)
+        self.found = self.distances(self.by_text() if self.rule.reward else None)
+
+    def distances(self, rewards: np.ndarray | None) -> Distances:
+        found = Ruler(self.account, PROMPTS, rows=8).distances(self.rule, self.answers, rewards)
         assert found is not None
-        self.found: Distances = found
+        return found
+
+    def by_text(self) -> np.ndarray:
+        """A reward of all draws that is another for each text."""
+        drawn = [[a.ids for a in row] for row in self.account.drawings[self.rule.source].answers]
+        places = {ids: float(place) for place, ids in enumerate(sorted({ids for row in drawn for ids in row}))}
+        return np.array([[places[ids] for ids in row] for row in drawn])
 
     def steps(self) -> Any:
         """Of each answer the log-probabilities of every next token under the models `base` and `other`, and its tokens."""
@@ -162,6 +171,22 @@ def test_best_of_n_of_the_reference_is_below_its_bound_where_answers_repeat(view
     assert found["bound"] == pytest.approx(np.full((len(PROMPTS), SAMPLES), kl_bound(3)), abs=1e-4)
     assert found["best_of_n"] == pytest.approx(kl_estimate(np.exp(measured.found.reference), 3), abs=1e-4)
     assert (found["best_of_n"] <= found["bound"] + 1e-4).all() and (found["best_of_n"] < found["bound"] - 1e-3).any()
+
+
+def test_answers_of_one_reward_are_one_outcome_of_best_of_n(view: Any) -> None:
+    measured = Measured(view, "best", new=4)
+    drawn = [[a.ids for a in row] for row in measured.account.drawings[measured.rule.source].answers]
+    rewards = measured.by_text() % 2  # two levels, each of many texts
+    found = measured.distances(rewards).estimates["best_of_n"]
+    for place, row in enumerate(measured.answers):
+        for sample, chosen in enumerate(row):
+            level = rewards[place, chosen.draw]
+            others = [ids != chosen.ids and r == level for ids, r in zip(drawn[place], rewards[place], strict=True)]
+            likely = np.exp(measured.found.reference[place, sample]) + sum(others) / (len(others) - 1)
+            assert found[place, sample] == pytest.approx(kl_estimate(np.minimum(likely, 1.0), 3), abs=1e-4)
+    assert found.mean() < measured.found.estimates["best_of_n"].mean() - 0.04
+    nothing = measured.distances(np.zeros_like(rewards)).estimates["best_of_n"]  # the choice is by chance
+    assert nothing.mean() < 0.05
 
 
 def test_the_worst_of_n_of_another_model_adds_how_far_that_model_is(view: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -17,15 +16,21 @@ from specs.problems import UnfitError
 from tasks import gpus
 
 HOLDER = """\
-import sys
+import os, sys
+from pathlib import Path
+from tasks import gpus
 from tasks.gpus import leased
+gpus.LEASES = Path(os.environ["LEASES"])
 with leased(int(sys.argv[1])) as names:
     print(names, flush=True)
     sys.stdin.read()
 """
 CLAIMER = """\
 import os, sys
+from pathlib import Path
+from tasks import gpus
 from tasks.gpus import leased
+gpus.LEASES = Path(os.environ["LEASES"])
 for _ in range(4):
     with leased(1) as name:
         os.close(os.open(name, os.O_CREAT | os.O_EXCL))  # fails where another has it
@@ -45,11 +50,13 @@ def give_up() -> None:
 @pytest.fixture(autouse=True)
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leases of the test's own, and no memory of the devices of another test."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("LEASES", str(tmp_path / "leases"))
+    monkeypatch.setattr(gpus, "LEASES", tmp_path / "leases")
     gpus.device_names.cache_clear()
+    gpus._card.cache_clear()
     yield
     gpus.device_names.cache_clear()
+    gpus._card.cache_clear()
 
 
 @pytest.fixture
@@ -203,3 +210,19 @@ def test_processes_in_a_crowd_never_share_a_device(visible: Callable[[str], None
     assert [process.returncode for process in crowd] == [0] * 4
     assert [len(names) for names in taken] == [4] * 4
     assert set().union(*taken) <= {"0", "1"}
+
+
+def test_one_card_under_two_names_is_leased_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: Callable[[str], None]
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 0, GPU-1f2e3d\necho 1, GPU-aabbcc\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    visible("0")
+    with gpus.leased(1, give_up):
+        visible("GPU-1f")
+        with pytest.raises(GivenUp), gpus.leased(1, give_up):
+            pass
+        visible("GPU-aabbcc,0")
+        with gpus.leased(1, give_up) as other:
+            assert other == "GPU-aabbcc"
