@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb(commands.show, "spec", "stage", "set", "json")
     verb(commands.report, "spec", "set")
-    verb(commands.compare, "specs", "against", "json")
+    verb(commands.compare, "compared", "against", "json")
     verb(commands.replay, "run", "own_home", "json")
     verb(commands.export, "run", "target", "weights")
     verb(commands.promote, "run", "policy_stage", "alias", "name", "expect", "ungated", "approve", "wait", "json")

@@ -205,14 +205,18 @@ def report(arguments: Arguments) -> None:
 
 
 def compare(arguments: Arguments) -> None:
-    """Put the policies of several studies side by side, paired where they answered the same prompts."""
+    """Put the policies of several studies, or of past runs, side by side, paired where they answered the same prompts."""
     from flows.comparing import show_comparison
 
-    show_comparison(
-        [_view(arguments, spec, as_it_was=True)[1] for spec in arguments.specs],
-        arguments.against,
-        as_json=arguments.json,
-    )
+    def view(study: str) -> Any:
+        if study.endswith((".yaml", ".yml")) or Path(study).is_file():
+            return _view(arguments, Path(study), as_it_was=True)[1]
+        from flows.past_runs import past_run
+        from registry.home import home
+
+        return past_run(study, home()).view
+
+    show_comparison([view(study) for study in arguments.studies], arguments.against, as_json=arguments.json)
 
 
 def replay(arguments: Arguments) -> int:

@@ -32,6 +32,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "list": (("--list",), {"action": "store_true", "help": "list what is deployed, and do nothing else"}),
     "remove": (("--remove",), {"metavar": "NAME", "help": "take the deployment of this study away"}),
     "specs": (("specs",), {"metavar": "SPEC", "type": Path, "nargs": "+", "help": "study files"}),
+    "compared": (
+        ("studies",),
+        {"metavar": "SPEC|RUN", "nargs": "+", "help": "study files, or runs: an id in MLflow or how it begins"},
+    ),
     "run": (
         ("run",),
         {"metavar": "RUN", "help": "a run's id in MLflow or how it begins, or a study's name or file for its last run"},

@@ -171,17 +171,18 @@ def every_number(evaluation: Evaluation) -> Markup:
     rows = list(evaluation.policy_rows())
     low = [key.removesuffix("_low") for row in rows for key in row if key.endswith("_low")]
     texts = [what for what in dict.fromkeys(low) if what != "length"]
-    counts = [key for key in rows[0] if key.endswith("_per_answer") and key != "seconds_per_answer"]
+    counts = [key for key in rows[0] if key.endswith("_per_answer") and "seconds" not in key]
     cells = [
         [
             row["policy"],
             *(spread(row, what) if what in row else "" for what in texts),
             *(count(row[what]) for what in counts),
+            duration(row["device_seconds_per_answer"]),
             f"{row['peak_memory'] / 1e6:,.0f} MB",
         ]
         for row in rows
     ]
-    heads = ["policy", *map(_words, texts), *map(_words, counts), "peak memory"]
+    heads = ["policy", *map(_words, texts), *map(_words, counts), "device time per answer", "peak memory"]
     return folded(
         "Every number: tests, strict win rates, what the texts are like, costs",
         by_reward,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from registry.artifacts import Artifact
+from tasks.clock import Spent
 from tasks.drawing import Answer, Drawing
 from tasks.meter import Sums
 from tasks.reader import Positions
@@ -51,7 +52,7 @@ class Account:
         policy: Positions,
         guides: Guides | None,
         events: list[dict[str, Any]],
-        seconds: float,
+        spent: Spent,
         memory: int,
     ) -> None:
         """Sources that were drawn in one batch share its time by their tokens."""
@@ -65,7 +66,7 @@ class Account:
                 policy.drawn if guides else sum(a.tokens for row in answers for a in row),
                 guides.count if guides else Positions(),
                 guides.texts if guides else 0,
-                (seconds - measuring) * own / max(sum(tokens), 1),
+                spent.times((1 - measuring / spent.wall) * own / max(sum(tokens), 1)),
                 memory,
                 _in_order(guides.meter.sums, answers) if guides and guides.meter else None,
                 events,

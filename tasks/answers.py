@@ -8,7 +8,6 @@ its own, so that a whole grid costs little more than one policy.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from specs.execution import Execution
 from specs.problems import UserError
 from tasks.account import Account
 from tasks.batch import Companion, NotFinite
+from tasks.clock import Clock
 from tasks.drawing import Answer
 from tasks.guidance import Guidance
 from tasks.guides import Guides
@@ -139,9 +139,9 @@ def draw(
             way: Companion | None = guides.way
         else:
             way = Guidance([], observer=observer) if observer else None
-        begun = time.monotonic()
+        clock = Clock()
         drawn = sample(loaded.model, encoded * len(rules), on_rows=on_rows, guidance=way, **asked)
-        seconds = time.monotonic() - begun
+        spent = clock.read()
     rows = [
         [Answer(decode_answer(loaded.tokenizer, s.ids), s.ids, s.finished, j) for j, s in enumerate(row)]
         for row in drawn
@@ -150,7 +150,7 @@ def draw(
     if account is not None:
         sources = [rule.source for rule in rules]
         words = [in_words(event, loaded.tokenizer.decode) for event in events]
-        account.note(list(zip(sources, found, strict=True)), count, guides, words, seconds, peak[0])
+        account.note(list(zip(sources, found, strict=True)), count, guides, words, spent, peak[0])
     return found
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from registry.rows import Prompt
 from tasks.account import Account
+from tasks.clock import NOTHING
 from tasks.drawing import Answer
 from tasks.rules import Rule
 from tasks.scores import Scores
@@ -38,16 +39,16 @@ def counted(rule: Rule, account: Account, samples: int, prompts: Sequence[Prompt
 
 
 def measured(rule: Rule, account: Account, samples: int, scores: Scores) -> dict[str, float]:
-    """What does: `seconds` of an answer in a batch as it was, drawing and choosing, models being loaded, and `memory`, the most
-    bytes in use while all were drawn and chosen among."""
+    """What does: `seconds` of an answer in a batch as it was, drawing and choosing, models being loaded, those of the device
+    (`device_seconds`, see `tasks.clock`), and `memory`, the most bytes in use while all were drawn and chosen among."""
     drawing = account.drawings[rule.source]
     draws = _own_draws(rule, account, samples)
     own, all_ = (sum(a.tokens for row in rows for a in row) for rows in (draws, drawing.answers))
-    choosing = scores.seconds(rule.reward) * sum(map(len, draws)) if rule.reward else 0.0
+    choosing = scores.spent(rule.reward).times(sum(map(len, draws))) if rule.reward else NOTHING
     answers = len(drawing.answers) * (1 if rule.temperature == 0 else samples)
-    seconds = drawing.seconds * own / max(all_, 1) + choosing
+    spent = drawing.spent.times(own / max(all_, 1)).plus(choosing).times(1 / answers)
     memory = max(drawing.memory, scores.memory(rule.reward) if rule.reward else 0)
-    return {"seconds": seconds / answers, "memory": float(memory)}
+    return {"seconds": spent.wall, "device_seconds": spent.device, "memory": float(memory)}
 
 
 def _own_draws(rule: Rule, account: Account, samples: int) -> list[list[Answer]]:

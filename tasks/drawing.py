@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.clock import Spent
 from tasks.meter import Sums
 from tasks.reader import Positions
 
@@ -41,7 +42,7 @@ class Drawing:
     """What its guides read, all together."""
     texts: int
     """Whole texts that rewards scored while it was drawn."""
-    seconds: float
+    spent: Spent
     """Models being loaded, and without what measuring took."""
     memory: int
     """The most bytes in use meanwhile, all models included (also one that only measures): of the device, or of the process

@@ -33,7 +33,7 @@ class Evaluation:
     reference: str
     results: dict[str, Any]
     measured: tuple[dict[str, float], ...]
-    """Of each policy, `seconds` of an answer and `memory` (bytes)."""
+    """Of each policy, `seconds` and `device_seconds` of an answer, and `memory` (bytes)."""
     roles: tuple[tuple[Role, ...], ...]
     """Of each policy, what part each reward had in it."""
     making: tuple[float, ...]
@@ -67,7 +67,7 @@ class Evaluation:
                 for what, values in policy[group].items():
                     row |= _spread(f"{group}_{what}" if group in ("kl", "perplexity") else what, values)
             row |= {f"{what}_per_answer": count for what, count in policy["cost"].items()}
-            row["seconds_per_answer"] = spent["seconds"]
+            row |= {f"{what}_per_answer": spent[what] for what in ("seconds", "device_seconds")}
             yield row | {"peak_memory": spent["memory"], "making_seconds": made}
 
     def met(self, policies: Collection[str] = ()) -> str:

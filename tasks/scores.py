@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from registry.artifacts import Artifact
@@ -10,6 +9,7 @@ from registry.reading import noting
 from registry.rewards import scorer
 from registry.rows import Prompt
 from specs.execution import Execution
+from tasks.clock import NOTHING, Clock, Spent
 from tasks.job import Log
 from tasks.memory import free_memory, peak_memory
 from tasks.models import Models
@@ -23,7 +23,7 @@ class Scores:
         self._execution, self._log, self._models = execution, log, models
         self._known: dict[tuple[str, str, str], float] = {}
         self._read: dict[tuple[str, str, str], int] = {}
-        self._spent: dict[str, tuple[int, float]] = {}
+        self._spent: dict[str, tuple[int, Spent]] = {}
         self._memory: dict[str, int] = {}
 
     def of(self, reward: Artifact, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -34,11 +34,11 @@ class Scores:
         if new:
             self._log.note(f"scoring {len(new):,} answers by {reward.name}")
             score = self._models.score(reward) if self._models else scorer(reward, batch=self._execution.rows)
-            begun = time.monotonic()
+            clock = Clock()
             with noting() as noted, peak_memory() as peak:
                 values = score([p.messages for p, _ in new.values()], [text for _, text in new.values()])
-            many, seconds = self._spent.get(reward.fingerprint, (0, 0.0))
-            self._spent[reward.fingerprint] = many + len(new), seconds + time.monotonic() - begun
+            many, spent = self._spent.get(reward.fingerprint, (0, NOTHING))
+            self._spent[reward.fingerprint] = many + len(new), spent.plus(clock.read())
             self._memory[reward.fingerprint] = max(self._memory.get(reward.fingerprint, 0), peak[0])
             self._known |= dict(zip(new, values, strict=True))
             self._read |= dict(zip(new, noted.of_each(len(new)), strict=True))
@@ -51,10 +51,10 @@ class Scores:
         """Positions that the models of a reward read to score a text, which it has scored."""
         return self._read[reward.fingerprint, prompt.id, text]
 
-    def seconds(self, reward: Artifact) -> float:
-        """What an answer took to score, on average; 0 where none was scored."""
-        many, seconds = self._spent.get(reward.fingerprint, (0, 0.0))
-        return seconds / many if many else 0.0
+    def spent(self, reward: Artifact) -> Spent:
+        """What an answer took to score, on average; nothing where none was scored."""
+        many, spent = self._spent.get(reward.fingerprint, (1, NOTHING))
+        return spent.times(1 / many)
 
     def memory(self, reward: Artifact) -> int:
         """The most bytes in use while it scored; see `tasks.memory.peak_memory`."""

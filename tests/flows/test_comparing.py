@@ -162,3 +162,16 @@ def test_the_command_prints_a_table_for_each_reward(
     assert "judged by gold, against small:base" in told and "judged by tone" in told and "small:bon[n=4]" in told
     assert main(["compare", str(tmp_path / "s.yaml"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["reference"] == "small:base"
+
+
+def test_two_runs_of_one_changed_file_are_compared_by_their_ids(
+    first: View, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = "aa11" * 8, "bb22" * 8
+    handmade.end(first, runs[0])
+    handmade.end(second(tmp_path, "name: other", "name: small"), runs[1])  # the file says something else now
+    assert main(["compare", runs[0], "bb22", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["reference"] == "small#1:base"
+    assert {"small#1:sft", "small#2:sft"} <= {row["policy"] for row in found["rows"]}
+    assert main(["compare", "cc33"]) == 2 and "knows no run or study `cc33`" in capsys.readouterr().err

@@ -367,6 +367,7 @@ def test_an_answer_costs_what_was_drawn_for_it_and_not_what_others_drew_beside_i
     assert cost["greedy"]["tokens"] == cost["greedy"]["decode_positions"] + 1 == pytest.approx(fmean(lengths[2]))
     spent = json.loads((built.folder / "measured.json").read_text())
     assert 0 < spent[0]["seconds"] < spent[1]["seconds"] and spent[0]["memory"] > 50e6
+    assert 0 < spent[0]["device_seconds"] < spent[1]["device_seconds"]
 
 
 def test_what_answers_are_like_is_read_off_them(evaluate: Evaluate) -> None:
