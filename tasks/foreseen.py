@@ -28,6 +28,8 @@ from tasks.texts import Texts, Unknown, texts
 
 FLOOR = 520e6
 """Bytes of a stage's process before it does anything: the libraries that are loaded."""
+KERNELS = 0.22e9
+"""Bytes of what a processor's library compiles for bf16, anew for each shape of texts that it meets."""
 HEAP, MAPPED = 1.9, 32 * 2**20
 """Bytes of a host's process to a byte of activations in blocks below `MAPPED` bytes: the C library keeps those in heaps, between
 blocks of other sizes. Larger ones are given back whole."""
@@ -79,6 +81,7 @@ class Reckoning:
     """The length of a sampled answer to the most that it may have."""
     found: Foreseen = field(default_factory=Foreseen)
     _times: float = 1.0
+    _kernels: float = 0.0
 
     # Models.
 
@@ -112,8 +115,13 @@ class Reckoning:
             self.found.device = max(self.found.device, CONTEXT + ON_DEVICE * (weights + activations))
             self.found.host = max(self.found.host, 5 * FLOOR + weights)
         else:
-            self.found.host = max(self.found.host, FLOOR + weights + activations)
+            self.found.host = max(self.found.host, FLOOR + self._kernels + weights + activations)
         self.found.certain = max(self.found.certain, weights)
+
+    def meet_shapes(self, precision: str) -> None:
+        """From here on whole texts of many lengths are read in this precision."""
+        if precision == "bf16" and not self.execution.gpus:
+            self._kernels = KERNELS
 
     def in_blocks(self, amount: float, block: float) -> float:
         """Bytes that so many bytes in blocks of that size come to."""
@@ -226,6 +234,7 @@ class Reckoning:
         width = read.prompt + read.tokens / max(read.each, 1)
         batch = min(self.execution.rows, answers) * (read.longest_prompt + read.longest_answer)
         passed = self.in_blocks(footprint.passed(shape, batch, precision), 4 * batch * shape.inner)
+        self.meet_shapes(precision)
         self.hold(beside + self.load(reward), passed)
         self.compute(self._reading(shape, precision, answers * width, 0.0, answers / self.execution.rows, width))
         return None
@@ -238,6 +247,7 @@ class Reckoning:
         rows = max(1.0, self.execution.rows / max(read.each, 1))
         batch = min(rows, read.rows) * longest
         logits = self.logits(READ_LOGITS, batch, shape)
+        self.meet_shapes(held)
         self.hold(beside + footprint.weights(shape, held), footprint.passed(shape, batch, held) + logits)
         work = self._reading(shape, held, read.rows * each, read.rows * read.tokens, read.rows / rows, each)
         self.compute(work * times)
@@ -247,6 +257,7 @@ class Reckoning:
         shape = self.shape(model)
         same = model.fingerprint == reference.fingerprint
         rows = max((sum(row) for row in read.answers), default=0.0)
+        self.meet_shapes(precision_of(model))
         self.hold(self.weights(reference), self.logits(SIDE_BY_SIDE * (1 if same else 2), min(TOGETHER, rows), shape))
         width = read.prompt + read.tokens
         work = self._reading(shape, precision_of(model), read.rows * width, read.rows * read.tokens, read.rows, width)

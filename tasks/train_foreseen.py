@@ -60,14 +60,15 @@ def train(
     recomputed = r.execution.gradient_checkpointing
     recomputed = bool(r.execution.gpus) if recomputed is None else recomputed
     positions = micro * sequences * longest
-    kept = footprint.kept(shape, positions, rank, recomputed=recomputed)
-    kept = r.in_blocks(kept, 4 * positions * shape.inner)
+    kept = footprint.kept(shape, positions, rank, precision, recomputed=recomputed)
+    kept = r.in_blocks(kept, footprint.BYTES[precision] * positions * shape.inner)
     copies = 0.0
     if logits is not None:
         one = micro * logits.positions * shape.vocabulary * 4
         copies = r.in_blocks(logits.copies * one, one / logits.blocks)
     state = fp32_copy + footprint.TRAINED * trained + 4 * head
     together = 1 if r.execution.gpus else processes
+    r.meet_shapes(precision)
     r.hold(together * held, together * (state + kept + copies) + (together - 1) * FLOOR)
     passes = math.ceil(entry.epochs * rows * each / micro / processes)
     width = footprint.padded(widths, max(1, micro // each)) * sequences

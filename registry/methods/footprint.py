@@ -73,22 +73,23 @@ def adapter(shape: Shape, rank: int) -> int:
     return rank * shape.ends
 
 
-def saved(shape: Shape, rank: int | None) -> float:
+def saved(shape: Shape, rank: int | None, precision: str) -> float:
     """Bytes that a layer keeps of each position for the backward pass; `rank` is LoRA's, None where all weights are trained.
 
     Two norms (input and normalised copy each), what the linear maps read, queries and keys before and after their rotation,
     keys and values as many as there are queries, gate, up, their activation and their product. Maps that LoRA leaves frozen
-    do not keep what they read twice. It is the same under autocast to bf16, which keeps copies of its own.
+    do not keep what they read twice. Beside weights in bf16 it is half: training SmolLM2-135M took 2.2 GB
+    of a process in bf16 where it took 4.5 GB in fp32.
     """
     own = 9 * shape.width if rank is None else 7 * shape.width + 7 * rank
-    return 4.0 * (own + 2 * (shape.queries - shape.width) + 4 * shape.keys + 4 * shape.inner)
+    return BYTES[precision] * (own + 2 * (shape.queries - shape.width) + 4 * shape.keys + 4 * shape.inner)
 
 
-def kept(shape: Shape, positions: float, rank: int | None, *, recomputed: bool) -> float:
+def kept(shape: Shape, positions: float, rank: int | None, precision: str, *, recomputed: bool) -> float:
     """Bytes of activations in training. Where they are `recomputed`, each layer's input is kept, and one layer's all."""
     if not recomputed:
-        return positions * shape.layers * saved(shape, rank)
-    return positions * (4 * shape.layers * shape.width + saved(shape, rank))
+        return positions * shape.layers * saved(shape, rank, precision)
+    return positions * (BYTES[precision] * shape.layers * shape.width + saved(shape, rank, precision))
 
 
 def cached(shape: Shape, precision: str) -> int:

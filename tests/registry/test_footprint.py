@@ -42,9 +42,11 @@ def test_keys_and_values_of_a_position_are_two_rows_of_every_layer() -> None:
 
 def test_recomputing_keeps_the_inputs_of_the_layers_and_one_layer_whole() -> None:
     deep = Shape(**{name: getattr(SMALL, name) for name in SMALL.__slots__} | {"layers": 10})
-    one = footprint.saved(deep, None)
-    assert footprint.kept(deep, 7, None, recomputed=False) == 7 * 10 * one
-    assert footprint.kept(deep, 7, None, recomputed=True) == 7 * (10 * 4 * 4 + one)
+    one = footprint.saved(deep, None, "fp32")
+    assert footprint.kept(deep, 7, None, "fp32", recomputed=False) == 7 * 10 * one
+    assert footprint.kept(deep, 7, None, "fp32", recomputed=True) == 7 * (10 * 4 * 4 + one)
+    half = footprint.kept(deep, 7, 2, "bf16", recomputed=True)
+    assert half == footprint.kept(deep, 7, 2, "fp32", recomputed=True) / 2
 
 
 @pytest.mark.parametrize(("batch", "width"), [(1, 2.0), (2, (1 + 3 * 2 + 5 * 3) / 9), (100, 3.0)])
@@ -128,4 +130,4 @@ def test_what_layers_keep_for_the_backward_pass_is_what_torch_saves(rank: int | 
         return float(sum(found.values()))
 
     shape = Shape(0, 0, 0, 1, width=96, inner=256, queries=96, keys=32, vocabulary=0)
-    assert footprint.saved(shape, rank) == pytest.approx((saved(3) - saved(1)) / 2 / (rows * length), rel=0.03)
+    assert footprint.saved(shape, rank, "fp32") == pytest.approx((saved(3) - saved(1)) / 2 / (rows * length), rel=0.03)
