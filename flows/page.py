@@ -101,11 +101,11 @@ def _cell(content: Any, names_row: bool) -> Markup:
     cell = content if isinstance(content, Cell) else Cell(content)
     key = Markup(" data-key='{}'").format(cell.key) if cell.key is not None else ""
     if names_row:
-        return Markup("<th scope=row{}>{}</th>").format(key, _name(cell.shown))
+        return Markup("<th scope=row{}>{}</th>").format(key, breakable(cell.shown))
     return Markup("<td{}>{}</td>").format(key, cell.shown)
 
 
-def _name(shown: Any) -> Any:
+def breakable(shown: Any) -> Any:
     """The name of a stage, broken between its words where it has to be."""
     if isinstance(shown, Markup) or not isinstance(shown, str):
         return shown

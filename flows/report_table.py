@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from flows.beside import Beside
 from flows.figures import Point, forest, glyph
-from flows.page import Cell, Column, folded, paragraph, table
+from flows.page import Cell, Column, breakable, folded, paragraph, table
 from flows.reward_roles import first_judge, order, part
 from flows.theme import Look
 from flows.wording import ESTIMATORS, count, duration, ends, number, p_value, spread
@@ -80,7 +80,7 @@ def positions(row: Mapping[str, Any]) -> float:
 def name_of(policy: str, looks: Mapping[str, Look], reference: str = "") -> Markup:
     """A policy's name with its marker."""
     note = Markup(" <small>(reference)</small>") if policy == reference else ""
-    return Markup("<span class=policy>{}<span>{}{}</span></span>").format(glyph(looks[policy]), policy, note)
+    return Markup("<span class=policy>{}<span>{}{}</span></span>").format(glyph(looks[policy]), breakable(policy), note)
 
 
 def _judged(rows: Rows, policy: str, reward: str, evaluation: Evaluation) -> list[Cell]:
