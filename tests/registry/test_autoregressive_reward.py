@@ -129,7 +129,7 @@ def test_decoding_by_tokens_is_not_the_product_over_sequences(seed: int) -> None
         return float((sequences(guided(base, [(alpha, guide)])) - product / product.sum()).abs().sum() / 2)
 
     assert total_variation(0.0) < 1e-15
-    assert total_variation(1.0) > 1e-3
+    assert all(1e-3 < total_variation(alpha) < 0.3 for alpha in (0.5, 1.0, 2.0))
 
 
 def test_the_guide_that_is_target_over_base_after_every_prefix_recovers_the_target() -> None:
