@@ -113,7 +113,7 @@ def scatter(
         some = [spots[name] for name in path if name in spots]
         axis.plot(*zip(*some, strict=True), color=QUIET, linewidth=0.7, alpha=0.7) if len(some) > 1 else None
     for p in sorted(points, key=lambda p: p.on_front):
-        _mark(axis, p, 1.2, 0.7)
+        _mark(axis, p, 1.2, 0.8)
     chosen = [p for p in points if p.on_front] + [p for p in points if not p.on_front and len(points) <= CROWD]
     named = [(p.x, p.y, p.name, p.on_front) for p in chosen]
     if curve:
