@@ -19,7 +19,7 @@ from tasks.clock import Spent
 from tasks.drawing import Answer, Drawing
 from tasks.meter import Sums
 from tasks.reader import Positions
-from tasks.rules import Source
+from tasks.rules import Rule, Source
 
 if TYPE_CHECKING:
     from tasks.guides import Guides
@@ -75,6 +75,11 @@ class Account:
             unfinished = self._file(source).with_suffix(".part")
             unfinished.write_bytes(DRAWING.dump_json(self.drawings[source]))
             unfinished.replace(self._file(source))
+
+    def draws_of(self, rule: Rule, samples: int) -> list[list[Answer]]:
+        """`[prompt][draw]` that so many samples of a rule take, whoever else drew on from its source."""
+        answers = self.drawings[rule.source].answers
+        return [row[:1] if rule.temperature == 0 else row[: samples * rule.n] for row in answers]
 
     def _file(self, source: Source) -> Path:
         return self.scratch / f"drawn-{hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]}.json"

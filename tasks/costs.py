@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from registry.rows import Prompt
 from tasks.account import Account
 from tasks.clock import NOTHING
-from tasks.drawing import Answer
 from tasks.rules import Rule
 from tasks.scores import Scores
 
@@ -21,7 +20,7 @@ def counted(rule: Rule, account: Account, samples: int, prompts: Sequence[Prompt
     """What does not depend on the machine, nor on what else was in a batch. `fixed_positions`, of the prompt in the model and in
     its guides, are among the others: they are read once however many draws are made."""
     drawing = account.drawings[rule.source]
-    draws, asked = _own_draws(rule, account, samples), len(drawing.answers)
+    draws, asked = account.draws_of(rule, samples), len(drawing.answers)
     reward = rule.reward
     read = (
         (scores.read(reward, p, a.text) for p, row in zip(prompts, draws, strict=True) for a in row) if reward else ()
@@ -42,15 +41,10 @@ def measured(rule: Rule, account: Account, samples: int, scores: Scores) -> dict
     """What does: `seconds` of an answer in a batch as it was, drawing and choosing, models being loaded, those of the device
     (`device_seconds`, see `tasks.clock`), and `memory`, the most bytes in use while all were drawn and chosen among."""
     drawing = account.drawings[rule.source]
-    draws = _own_draws(rule, account, samples)
+    draws = account.draws_of(rule, samples)
     own, all_ = (sum(a.tokens for row in rows for a in row) for rows in (draws, drawing.answers))
     choosing = scores.spent(rule.reward).times(sum(map(len, draws))) if rule.reward else NOTHING
     answers = len(drawing.answers) * (1 if rule.temperature == 0 else samples)
     spent = drawing.spent.times(own / max(all_, 1)).plus(choosing).times(1 / answers)
     memory = max(drawing.memory, scores.memory(rule.reward) if rule.reward else 0)
     return {"seconds": spent.wall, "device_seconds": spent.device, "memory": float(memory)}
-
-
-def _own_draws(rule: Rule, account: Account, samples: int) -> list[list[Answer]]:
-    answers = account.drawings[rule.source].answers
-    return [row[:1] if rule.temperature == 0 else row[: samples * rule.n] for row in answers]

@@ -198,8 +198,8 @@ def _best_of(
     for n up to all that were drawn. Its own reward chooses, and of a policy without one that at `chooser`."""
     if rule.temperature == 0:
         return
-    draws = job.entry.budget.samples_per_prompt * rule.n
-    texts = [[a.text for a in row[:draws]] for row in account.drawings[rule.source].answers]
+    drawn = account.draws_of(rule, job.entry.budget.samples_per_prompt)
+    texts, draws = [[a.text for a in row] for row in drawn], len(drawn[0])
     rewards = job.many("rewards")
     guide = rule.sign * np.array(known.of(rule.reward or rewards[chooser], prompts, texts))
     for reward in rewards:

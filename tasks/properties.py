@@ -79,8 +79,8 @@ class Properties:
         """The rewards of all draws that a policy's own reward chose among; None where none did."""
         if rule.reward is None:
             return None
-        draws = self.job.entry.budget.samples_per_prompt * rule.n
-        texts = [[a.text for a in row[:draws]] for row in account.drawings[rule.source].answers]
+        draws = account.draws_of(rule, self.job.entry.budget.samples_per_prompt)
+        texts = [[a.text for a in row] for row in draws]
         return np.array(scores.of(rule.reward, self.prompts, texts))
 
     def of_given(self, rules: Sequence[Rule], pairs: Sequence[Pair]) -> list[dict[str, float] | None]:

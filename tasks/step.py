@@ -129,9 +129,10 @@ def _devices(session: Session, name: str) -> Iterator[str]:
             raise child.Interrupted("stopped while waiting")
 
     with ExitStack() as held:
-        while not count and not _cpu.acquire(timeout=0.2):
-            waiting()
-        held.callback(lambda: None if count else _cpu.release())
+        if not count:
+            while not _cpu.acquire(timeout=0.2):
+                waiting()
+            held.callback(_cpu.release)
         devices = held.enter_context(gpus.leased(count, waiting))
         while session.has_slots:
             try:
