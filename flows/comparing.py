@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,6 +52,12 @@ class Entrant:
     """What part each of those rewards had in the policy."""
     is_random: bool
     """Whether it draws: of two that do, samples of one number share their random numbers."""
+    reference: str
+    """The fingerprint of the policy that its evaluation compared with."""
+    kl: Mapping[str, float] | None
+    """The interval of its divergence from that policy's model, in nats; None where it is not known."""
+    positions: float
+    """Forward positions of an answer, of its model and its guides."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,8 @@ class Comparison:
 
     reference: str
     rows: list[dict[str, Any]]
-    """One for each reward and entrant: the reward's part in it; mean reward, difference and win rate with the ends of their
-    intervals; p-values."""
+    """One for each reward and entrant: the reward's part in it; mean reward, difference, win rate and divergence with the ends of
+    their intervals; p-values; the forward positions of an answer."""
     left_out: list[str]
     """Sentences: who is not in `rows`, and why."""
     confidence: float
@@ -133,6 +139,10 @@ def _row(
     for what, each in values.items():
         found = interval(each, **settings)
         row |= {what: found.estimate, f"{what}_low": found.low, f"{what}_high": found.high}
+    # From another reference it would be another distance.
+    if entrant.kl is not None and entrant.reference == base.reference:
+        row |= {"kl": entrant.kl["estimate"], "kl_low": entrant.kl["low"], "kl_high": entrant.kl["high"]}
+    row["positions_per_answer"] = entrant.positions
     if entrant is not base:
         row["p"] = permutation_p(difference, resamples=draws, seed=settings["seed"])
     return row
@@ -194,12 +204,23 @@ def _of(artifact: Artifact, place: str, evaluation: Evaluation) -> list[Entrant]
             values[row["policy"]][reward].setdefault(prompt, []).append(value)
     limits = f"{results['max_new_tokens']} new tokens, {results['samples_per_prompt']} samples a prompt"
     random = {a.fingerprint: a.entry.is_random for slot in ("policies", "against") for a in artifact.inputs[slot]}
-    return [
-        Entrant(f"{place}:{policy}", mark, limits, own, dict(zip(rewards, roles, strict=True)), random[mark])
-        for policy, mark, own, roles in zip(
-            policies, (told["fingerprint"] for told in results["policies"]), values, evaluation.roles, strict=True
+    found = []
+    for policy, told, own, roles in zip(policies, results["policies"], values, evaluation.roles, strict=True):
+        mark, kl = told["fingerprint"], evaluation.kl(policy)
+        found.append(
+            Entrant(
+                f"{place}:{policy}",
+                mark,
+                limits,
+                own,
+                parts=dict(zip(rewards, roles, strict=True)),
+                is_random=random[mark],
+                reference=evaluation.fingerprint(evaluation.reference),
+                kl=None if kl is None else kl[1],
+                positions=evaluation.positions(policy),
+            )
         )
-    ]
+    return found
 
 
 def tables(comparison: Comparison) -> Iterator[Table]:
@@ -210,7 +231,8 @@ def tables(comparison: Comparison) -> Iterator[Table]:
         table = Table(
             title=f"judged by {rows[0]['judged_by']}, against {comparison.reference}{percent}", title_justify="left"
         )
-        for column in ("policy", "part", "prompts", "reward", "difference", "win rate", "p (Holm)"):
+        columns = ("policy", "part", "prompts", "reward", "difference", "win rate", "p (Holm)", "nats", "positions")
+        for column in columns:
             table.add_column(column)
         # Rewards are of the prompts that a policy shares with the reference, so that differences alone have one scale.
         for row in sorted(rows, key=lambda row: -row["difference"]):
@@ -224,6 +246,8 @@ def tables(comparison: Comparison) -> Iterator[Table]:
                 str(row["prompts"]),
                 *spread,
                 p_value(row["p_holm"]) if "p_holm" in row else "",
+                f"{row['kl']:.3g}" if "kl" in row else "",
+                f"{row['positions_per_answer']:,.0f}",
             )
         yield table
 

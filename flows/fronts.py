@@ -14,7 +14,7 @@ from flows.beside import Beside
 from flows.figures import Curve, Point, curves, glyph, scatter
 from flows.optimisation import families
 from flows.page import bullets, joined, paragraph, section, table
-from flows.report_table import Rows, by_place, positions
+from flows.report_table import Rows, by_place
 from flows.reward_roles import order, part
 from flows.theme import Look
 from flows.wording import ESTIMATORS, spread
@@ -146,7 +146,7 @@ def _against_compute(
     name: str, evaluation: Evaluation, paths: list[list[str]], looks: Mapping[str, Look], beside: Beside
 ) -> Markup:
     rows, panels, shown = by_place(evaluation), {}, []
-    costs = {row["policy"]: positions(row) for row in evaluation.policy_rows()}
+    costs = {policy: evaluation.positions(policy) for policy in evaluation.policies}
     if min(costs.values()) <= 0:
         return Markup("")
     for place in order(evaluation):

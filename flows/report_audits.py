@@ -51,8 +51,8 @@ def seeds(name: str, evaluation: Evaluation, beside: Beside) -> Markup:
     if not rows:
         return Markup("")
     told = (
-        "Trainings that differ by their seed alone, taken together: intervals are over seeds and prompts. Of few seeds they are too "
-        "narrow where seeds differ much: three that differ as much as prompts do hold the truth in 77 % of studies, ten in 93 %."
+        "Trainings that differ by their seed alone, taken together: intervals are over seeds and prompts, and wide where few seeds "
+        "differ much."
     )
     cells = [(r["policies"], r["judged_by"], spread(r, "reward"), spread(r, "difference")) for r in rows]
     heads = ("policies", "judged by", "reward", f"difference to {evaluation.reference}")

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from flows.beside import Beside
 from flows.page import paragraph, switch, table
-from flows.report_table import by_place, name_of, positions, ranked
+from flows.report_table import by_place, name_of, ranked
 from flows.reward_roles import order
 from flows.theme import Look
 from flows.wording import count, spread
@@ -34,7 +34,7 @@ def at_equal_spending(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     costs = {
         "draws": each,
         "tokens": np.array([row["tokens_per_answer"] for row in about]),
-        "positions": np.array([positions(row) for row in about]),
+        "positions": np.array([row["positions_per_answer"] for row in about]),
     }
     once = np.array([row["fixed_positions_per_answer"] for row in about])
     for measure, cost in costs.items():

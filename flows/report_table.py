@@ -52,7 +52,7 @@ def main_table(name: str, evaluation: Evaluation, looks: Mapping[str, Look], bes
             _kl(evaluation, policy),
             Cell(_with_ends(row, "length", 1), row["length"]),
             Cell(count(row["tokens_per_answer"]), row["tokens_per_answer"]),
-            Cell(count(positions(row)), positions(row)),
+            Cell(count(row["positions_per_answer"]), row["positions_per_answer"]),
             Cell(duration(row["seconds_per_answer"]), row["seconds_per_answer"]),
             Cell(duration(row["making_seconds"]), row["making_seconds"]),
         ]
@@ -70,11 +70,6 @@ def main_table(name: str, evaluation: Evaluation, looks: Mapping[str, Look], bes
     return Markup("{}{}").format(
         table(columns, body, f"{name}: the comparison", sortable=True), paragraph(note + links, "quiet")
     )
-
-
-def positions(row: Mapping[str, Any]) -> float:
-    """Of a policy's row, the forward positions of an answer."""
-    return float(sum(row[f"{what}_positions_per_answer"] for what in ("prompt", "decode", "guide")))
 
 
 def name_of(policy: str, looks: Mapping[str, Look], reference: str = "") -> Markup:

@@ -175,8 +175,7 @@ def of_seeds(
     for mark, i in sorted(distinct.items(), key=lambda item: item[1]):
         if mark != policies[reference].fingerprint:
             groups.setdefault(_but_for_the_seed(policies[i]), []).append(i)
-    entry = properties.job.entry
-    asked = {"confidence": entry.confidence, "resamples": entry.resamples, "seed": properties.job.seed}
+    confidence = properties.job.entry.confidence
     found = []
     for members in groups.values():
         if len(members) < 2:
@@ -186,8 +185,8 @@ def of_seeds(
             means = np.stack([of[i].mean(axis=1) for i in members])
             differences = means - of[reference].mean(axis=1)
             rewards.append({
-                "reward": over_seeds(means, **asked)._asdict(),
-                "difference": over_seeds(differences, **asked)._asdict(),
+                "reward": over_seeds(means, confidence=confidence)._asdict(),
+                "difference": over_seeds(differences, confidence=confidence)._asdict(),
             })  # fmt: skip
         found.append({"policies": members, "rewards": rewards})
     return found

@@ -68,6 +68,7 @@ class Evaluation:
                     row |= _spread(f"{group}_{what}" if group in ("kl", "perplexity") else what, values)
             row |= {f"{what}_per_answer": count for what, count in policy["cost"].items()}
             row |= {f"{what}_per_answer": spent[what] for what in ("seconds", "device_seconds")}
+            row["positions_per_answer"] = self.positions(name)
             yield row | {"peak_memory": spent["memory"], "making_seconds": made}
 
     def met(self, policies: Collection[str] = ()) -> str:
@@ -138,6 +139,11 @@ class Evaluation:
         known = (name for name in ("rao_blackwell", "best_of_n", "point_mass", "bound") if name in found)
         name = next(known, None)
         return None if name is None else (name, found[name])
+
+    def positions(self, policy: str) -> float:
+        """The forward positions of an answer of a policy, of its model and its guides."""
+        cost = self.results["policies"][self.policies.index(policy)]["cost"]
+        return float(sum(cost[f"{what}_positions"] for what in ("prompt", "decode", "guide")))
 
     def interval(self, policy: str, metric: str) -> dict[str, float]:
         """A policy's `reward.<name>`, `win_rate.<name>` (or another that is judged by a reward), `judge.<name>`, or `length`:

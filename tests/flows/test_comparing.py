@@ -20,6 +20,14 @@ from tasks.view import View
 PROMPTS = [f"Question {i}?" for i in range(6)]
 POLICIES = ("base", "sft", "bon[n=2]", "bon[n=4]")
 
+KL: list[dict[str, Any]] = [
+    {"rao_blackwell": {"estimate": 0.0, "low": 0.0, "high": 0.0}},
+    {"rao_blackwell": {"estimate": 1.25, "low": 1.0, "high": 1.5}},
+    {"bound": {"estimate": 0.193, "low": 0.193, "high": 0.193}},
+    {},
+]
+COST = {"prompt_positions": 4.0, "decode_positions": 9.5, "guide_positions": 2.0}
+
 
 def rewards(policy: int, prompt: int, shift: float) -> list[list[float]]:
     """Of two samples, under both rewards."""
@@ -38,9 +46,12 @@ def put(study: View, shift: float, prompts: list[str] = PROMPTS, limit: int = 16
         for s in range(samples)
     ]  # fmt: skip
     table = study.artifact("table")
+    reference = [p.fingerprint for p in table.inputs["policies"]].index(table.one("against").fingerprint)
     results = {
-        "prompts": len(prompts), "samples_per_prompt": samples, "max_new_tokens": limit, "reference": 0, "chooser": 0,
-        "policies": [{"fingerprint": p.fingerprint} for p in table.inputs["policies"]],
+        "prompts": len(prompts), "samples_per_prompt": samples, "max_new_tokens": limit, "reference": reference, "chooser": 0,
+        "policies": [
+            {"fingerprint": p.fingerprint, "kl": KL[i], "cost": COST} for i, p in enumerate(table.inputs["policies"])
+        ],
         "rewards": [r.fingerprint for r in table.inputs["rewards"]],
     }  # fmt: skip
     files = {"evaluation.json": json.dumps(results), "measured.json": json.dumps([{}] * 4)}
@@ -93,6 +104,23 @@ def test_what_part_a_reward_had_in_each_policy_stands_beside_it(first: View, tmp
     assert {row["part"] for row in found.rows if row["judged_by"] == "tone"} == {"held out"}
     (table, _) = tables(found)
     assert list(table.columns[1].cells).count("guides") == len(parts)
+
+
+def test_divergence_and_cost_stand_beside_the_rewards(first: View, tmp_path: Path) -> None:
+    rows = {row["policy"]: row for row in compare([first, second(tmp_path)]).rows if row["judged_by"] == "gold"}
+    assert [rows["other:sft"][f"kl{end}"] for end in ("", "_low", "_high")] == [1.25, 1.0, 1.5]
+    assert rows["small:bon[n=2]"]["kl"] == 0.193 and "kl" not in rows["small:bon[n=4]"]
+    assert {row["positions_per_answer"] for row in rows.values()} == {15.5}
+    (table, _) = tables(compare([first]))
+    shown = dict(zip(table.columns[0].cells, table.columns[-2].cells, strict=True))
+    assert (shown["small:sft"], shown["small:bon[n=4]"]) == ("1.25", "")
+
+
+def test_a_divergence_from_another_reference_is_another_thing(first: View, tmp_path: Path) -> None:
+    found = compare([first, second(tmp_path, "against: base", "against: sft")])
+    others = [row for row in found.rows if row["policy"].startswith("other:")]
+    assert others and not any("kl" in row for row in others)
+    assert any("kl" in row for row in found.rows)
 
 
 def test_only_what_both_were_asked_is_compared(first: View, tmp_path: Path) -> None:

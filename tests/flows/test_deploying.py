@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,18 +25,31 @@ name: small
 seed: 3
 models: {base: {source: ./model, precision: fp32}}
 data: {prompts: {source: ./prompts.jsonl, format: prompt}}
-rewards: {gold: {kind: length}}
+rewards: {gold: {kind: length}, judge: {kind: classifier, source: ./judge, precision: fp32}}
 stages:
   rolls: {do: sample, from: base, prompts: prompts, samples: 2, max_new_tokens: 4}
   bon: {do: decode, method: best_of_n, from: base, reward: gold, n: 2}
+  args: {do: decode, method: args, from: base, reward: judge, strength: 1.5}
+"""
+GOING_ON = """\
+version: 1
+name: going-on
+seed: 3
+models: {base: {source: ./model, precision: fp32}}
+data: {prompts: {source: ./prompts.jsonl, format: prompt}}
+rewards: {gold: {kind: length}}
+stages:
+  raft: {do: raft, from: base, prompts: prompts, reward: gold, since: last_run, samples: 2, max_new_tokens: 4}
 """
 NIGHTLY = ("--cron", "0 2 * * *", "--timezone", "Europe/Berlin")
 
 
 def make_folder(folder: Path) -> Path:
     tiny.language_model(folder / "model")
+    tiny.classifier(folder / "judge")
     tiny.write_lines(folder / "prompts.jsonl", [{"prompt": "Why?"}])
     (folder / "s.yaml").write_text(STUDY)
+    (folder / "going-on.yaml").write_text(GOING_ON)
     return folder
 
 
@@ -143,6 +159,13 @@ class TestOnServers:
         assert up.ended(run)["type"] == "COMPLETED"
         payload = record(up, "rolls")["payload"]["spec"]
         assert (payload["seed"], payload["samples"]) == (9, 2)
+        assert record(up, "args")["payload"]["spec"]["strength"] == 1.5
+        stages = up.deployment("small")["parameters"]["study"]["stages"]
+        stages["args"] |= {"strength": 4.0}
+        run = up.start("small", seed=9, stages=stages)
+        assert up.ended(run)["type"] == "COMPLETED"
+        assert up.stages(run) == {"rolls": "Cached", "bon": "Cached", "args": "Completed"}
+        assert record(up, "args")["payload"]["spec"]["strength"] == 4.0
 
     def test_its_schedule_runs_it_and_finds_what_is_stored(self, up: Up) -> None:
         deploy(up, "s.yaml", "--interval", "15s", "--active")
@@ -151,21 +174,62 @@ class TestOnServers:
         assert any(line.startswith("  schedule: every 15s, UTC (on) -> none") for line in lines)
         first, second = by_schedule(up)[:2]
         assert up.stages(first)["rolls"] == "Completed"
-        assert up.stages(second) == {"rolls": "Cached", "bon": "Cached"}
+        assert set(up.stages(second).values()) == {"Cached"}
 
     def test_new_rows_are_noticed_and_build_anew_what_depends_on_them_alone(self, up: Up) -> None:
         until(lambda: not due(up) and not up.marked_open(), 120)  # what the schedule began would come first
         tiny.write_lines(up.folder / "prompts.jsonl", [{"prompt": "Why?"}, {"prompt": "Why not?"}])
         run = up.start("small")
         assert up.ended(run)["type"] == "COMPLETED"
-        assert up.stages(run) == {"rolls": "Completed", "bon": "Cached"}
+        assert up.stages(run) == {"rolls": "Completed", "bon": "Cached", "args": "Cached"}
+
+    def test_one_run_makes_up_for_all_that_were_due_while_there_was_no_worker(self, up: Up) -> None:
+        worker = up.parts["worker"]
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            deploy(up, "s.yaml", "--interval", "15s", "--active")
+            until(lambda: len(overdue(up)) >= 3, 120)
+            missed = overdue(up)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        until(lambda: {up.state(run)["type"] for run in missed} <= {"COMPLETED", "CANCELLED"}, 120)
+        deploy(up, "s.yaml", "--rrule", "FREQ=WEEKLY;BYDAY=MO")
+        states = [up.state(run) for run in missed]
+        assert [state["type"] for state in states].count("COMPLETED") == 1
+        told = {state["message"] for state in states if state["type"] == "CANCELLED"}
+        assert all(message.endswith(", which is at work, makes up for it") for message in told), told
+
+    def test_a_rule_of_recurrence_says_when_it_runs(self, up: Up) -> None:
+        lines = deploy(up, "s.yaml", "--rrule", "FREQ=WEEKLY;BYDAY=MO;BYHOUR=2;BYMINUTE=0", "--active")
+        assert any("FREQ=WEEKLY;BYDAY=MO" in line and "(on)" in line for line in lines)
+        until(lambda: due(up), 30)
+        times = [datetime.fromisoformat(time) for time in due(up)]
+        assert {(time.weekday(), time.hour, time.minute) for time in times} == {(0, 2, 0)}
+        deploy(up, "s.yaml")
+        until(lambda: not due(up), 30)
+
+    def test_night_after_night_a_study_goes_on_from_the_model_of_the_night_before(self, up: Up) -> None:
+        before = set(by_schedule(up))
+        deploy(up, "going-on.yaml", "--interval", "15s", "--active")
+        until(lambda: len(set(by_schedule(up)) - before) >= 2, 240)
+        deploy(up, "going-on.yaml")
+        nights = [run for run in by_schedule(up) if run not in before][:2]
+        assert [up.stages(run)["raft"] for run in nights] == ["Completed", "Completed"]
+        stored = up.folder / "home" / "store" / "raft"
+        records = [json.loads(path.read_text()) for path in sorted(stored.glob("*/record.json"), key=written)]
+        went_on = [[each["fingerprint"] for each in one["inputs"] if each["kind"] == "raft"] for one in records]
+        assert went_on[:2] == [[], [records[0]["fingerprint"]]]
 
     def test_it_is_listed_and_taken_away(self, up: Up) -> None:
-        (line,) = deploy(up, "--list")
-        assert line.startswith("small  none, last completed ")
+        lines = deploy(up, "--list")
+        assert [line.startswith(("going-on  none, last ", "small  none, last completed ")) for line in lines] == [
+            True,
+            True,
+        ]
         refused = up.run("deploy", "--remove", "smal")
         assert refused.returncode == 2 and "did you mean `small`?" in refused.stderr
         assert deploy(up, "--remove", "small") == ["align/small: removed; what its runs made stays"]
+        deploy(up, "--remove", "going-on")
         assert deploy(up, "--list") == ["no study is deployed"]
 
 
@@ -173,6 +237,18 @@ def by_schedule(up: Up) -> list[str]:
     """The runs that the schedule started and that came to their end, first to last."""
     which = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}, "sort": "EXPECTED_START_TIME_ASC"}
     return [run["id"] for run in ask(f"{up.api}/flow_runs/filter", which) if run["auto_scheduled"]]
+
+
+def overdue(up: Up) -> list[str]:
+    now = datetime.now(UTC)
+    which = {
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": {"before_": now.isoformat()}}
+    }
+    return [run["id"] for run in ask(f"{up.api}/flow_runs/filter", which)]
+
+
+def written(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def record(up: Up, stage: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from scipy.stats import t as student
 
 from registry.methods import comparison
 from registry.methods.comparison import (
@@ -162,53 +162,57 @@ def test_values_that_say_nothing_about_spread_give_a_point() -> None:
     assert interval(np.array([2.0, 2.0]), confidence=0.9, resamples=100, seed=0) == (2, 2, 2)
 
 
-def test_over_one_seed_it_is_the_percentile_bootstrap_over_prompts() -> None:
-    values = np.random.default_rng(4).exponential(1, (1, 30))
-    expected = bootstrap(
-        (values[0],), np.mean, confidence_level=0.9, n_resamples=400, method="percentile", rng=np.random.default_rng(7)
-    ).confidence_interval
-    found = over_seeds(values, confidence=0.9, resamples=400, seed=7)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.estimate == values.mean()
+def test_of_few_normal_values_the_level_asked_of_the_resamples_makes_it_students() -> None:
+    """Averaged over many sets of values, for one set is skewed."""
+    n, generator = 12, np.random.default_rng(5)
+    ours, students = [], []
+    for seed in range(200):
+        values = generator.normal(size=n)
+        found = interval(values, confidence=0.95, resamples=2_000, seed=seed)
+        ours.append(found.high - found.low)
+        low, high = student.interval(0.95, n - 1, values.mean(), values.std(ddof=1) / n**0.5)
+        students.append(high - low)
+    assert np.mean(ours) / np.mean(students) == pytest.approx(1, abs=0.03)
 
 
-def test_seeds_that_are_all_alike_add_nothing() -> None:
-    values = np.random.default_rng(4).exponential(1, (1, 30))
-    alone = over_seeds(values, confidence=0.9, resamples=400, seed=7)
-    assert over_seeds(np.tile(values, (3, 1)), confidence=0.9, resamples=400, seed=7) == pytest.approx(alone)
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_of_a_handful_of_prompts_the_interval_ends_within_their_values(n: int) -> None:
+    values = np.arange(n, dtype=float)
+    found = interval(values, confidence=0.95, resamples=300, seed=0)
+    assert 0 <= found.low < found.estimate < found.high <= n - 1
 
 
-def test_seeds_and_prompts_are_resampled_each_by_itself() -> None:
-    # Two of each: every pair of seeds with every pair of prompts, sixteen means that are equally likely.
+def test_over_seeds_and_prompts_by_hand() -> None:
+    # Means 1/2 and 11/2 of seeds, 3/2 and 9/2 of prompts, 3 in all. Squares: seeds 2 (2.5^2 + 2.5^2) = 25, prompts
+    # 2 (1.5^2 + 1.5^2) = 9, rest 4 of 1^2; each with one degree of freedom. 25 + 9 - 4 = 30, over 4 values.
     values = np.array([[0.0, 1.0], [3.0, 8.0]])
-    pairs = list(itertools.product(range(2), repeat=2))
-    means = [values[np.ix_(seeds, prompts)].mean() for seeds in pairs for prompts in pairs]
-    for confidence in (0.15, 0.4, 0.65, 0.9):  # no quantile at a jump
-        low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
-        assert over_seeds(values, confidence=confidence, resamples=20_000, seed=0) == pytest.approx((3, low, high))
+    freedom = 30**2 / (25**2 + 9**2 + 4**2)
+    half = student.ppf(0.95, freedom) * (30 / 4) ** 0.5
+    assert over_seeds(values, confidence=0.9) == pytest.approx((3, 3 - half, 3 + half))
 
 
-def test_over_seeds_that_differ_the_interval_is_wider_than_over_one() -> None:
-    generator = np.random.default_rng(6)
-    values = generator.normal(0, 1, 60) + generator.normal(0, 1, (5, 1))
-    both = over_seeds(values, confidence=0.95, resamples=500, seed=0)
-    alone = over_seeds(values[:1], confidence=0.95, resamples=500, seed=0)
-    assert both.high - both.low > 1.5 * (alone.high - alone.low)
+def test_seeds_that_are_all_alike_add_nothing_to_students_interval_over_prompts() -> None:
+    values = np.random.default_rng(4).exponential(1, 30)
+    low, high = student.interval(0.9, 29, values.mean(), values.std(ddof=1) / 30**0.5)
+    assert over_seeds(np.tile(values, (3, 1)), confidence=0.9) == pytest.approx((values.mean(), low, high))
 
 
-@pytest.mark.parametrize("numbers", [1, 250, 10_000])
-def test_how_many_resamples_over_seeds_are_in_memory_at_once_changes_nothing(
-    numbers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values = np.random.default_rng(2).normal(size=(3, 35))
-    whole = over_seeds(values, confidence=0.95, resamples=300, seed=1)
-    assert whole != over_seeds(values, confidence=0.95, resamples=300, seed=2)
-    monkeypatch.setattr(comparison, "NUMBERS", numbers)
-    assert over_seeds(values, confidence=0.95, resamples=300, seed=1) == whole
+def test_prompts_that_are_all_alike_leave_students_interval_over_seeds() -> None:
+    values = np.array([0.1, 0.4, 0.9])
+    low, high = student.interval(0.9, 2, values.mean(), values.std(ddof=1) / 3**0.5)
+    assert over_seeds(np.tile(values[:, None], (1, 20)), confidence=0.9) == pytest.approx((values.mean(), low, high))
+
+
+def test_what_seeds_or_prompts_explain_less_of_than_nothing_is_nothing() -> None:
+    # Rows and columns have one mean: all of the spread is neither the seed's nor the prompt's.
+    values = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    half = student.ppf(0.975, 4**2 / (3 * 4**2)) * (4 / 4) ** 0.5
+    assert over_seeds(values, confidence=0.95) == pytest.approx((0, -half, half))
 
 
 def test_over_seeds_too_values_without_spread_give_a_point() -> None:
-    assert over_seeds(np.full((3, 2), 2.0), confidence=0.9, resamples=100, seed=0) == (2, 2, 2)
+    assert over_seeds(np.full((3, 2), 2.0), confidence=0.9) == (2, 2, 2)
+    assert over_seeds(np.array([[1.0], [3.0]]), confidence=0.9) == (2, 2, 2)
 
 
 def test_accuracy_gives_ties_one_half() -> None:

@@ -66,18 +66,18 @@ def test_a_policy_against_itself_wins_one_half_and_against_its_twin_within_the_i
     assert 0.93 <= held / studies <= 0.97
 
 
-@pytest.mark.parametrize(("seeds", "at_least", "at_most"), [(1, 0.6, 0.8), (3, 0.88, 0.94), (10, 0.93, 0.97)])
-def test_over_ten_seeds_an_interval_holds_the_truth_that_one_of_a_single_seed_often_misses(
-    seeds: int, at_least: float, at_most: float
+@pytest.mark.parametrize("spread", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize(("seeds", "at_least"), [(3, 0.91), (5, 0.93), (10, 0.93)])
+def test_over_seeds_too_intervals_hold_the_truth_however_much_seeds_differ(
+    seeds: int, at_least: float, spread: float
 ) -> None:
-    """Seeds differ by a quarter of what prompts do. In 1,500 such studies: 70 % with one seed, 90.9 % with three, 94.7 % with
-    ten."""
+    """`spread` is the deviation between seeds for one of 1 between prompts. In 4,000 such studies: 92 to 95 % with three seeds, 94
+    to 96 % with five and with ten; the model of one seed has an interval that says nothing of another's."""
     generator = np.random.default_rng(seeds)
     studies, held = 1_000, 0
-    for study in range(studies):
-        values = (
-            generator.normal(0, 0.25, (seeds, 1)) + generator.normal(0, 1, 48) + generator.normal(0, 0.5, (seeds, 48))
-        )
-        found = over_seeds(values, confidence=0.95, resamples=999, seed=study)
+    for _ in range(studies):
+        of_seeds = generator.normal(0, spread, (seeds, 1)) if spread else 0.0
+        values = of_seeds + generator.normal(0, 1, 48) + generator.normal(0, 0.5, (seeds, 48))
+        found = over_seeds(values, confidence=0.95)
         held += found.low <= 0 <= found.high
-    assert at_least <= held / studies <= at_most
+    assert at_least <= held / studies <= 0.97

@@ -4,7 +4,6 @@ definition draws, every text read from scratch by models that were loaded apart.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
