@@ -197,7 +197,9 @@ class TestOnServers:
         states = [up.state(run) for run in missed]
         assert [state["type"] for state in states].count("COMPLETED") == 1
         told = {state["message"] for state in states if state["type"] == "CANCELLED"}
-        assert all(message.endswith(", which is at work, makes up for it") for message in told), told
+        # Those that the worker had taken up too when the first began do not run beside it.
+        assert "small, which is at work, makes up for it" in told
+        assert told <= {"small, which is at work, makes up for it", "Deployment concurrency limit reached."}
 
     def test_a_rule_of_recurrence_says_when_it_runs(self, up: Up) -> None:
         lines = deploy(up, "s.yaml", "--rrule", "FREQ=WEEKLY;BYDAY=MO;BYHOUR=2;BYMINUTE=0", "--active")
