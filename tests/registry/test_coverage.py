@@ -24,18 +24,18 @@ WIN_RATE = {
 
 
 @pytest.mark.parametrize(
-    ("effect", "prompts", "at_least"), [("normal", 48, 0.93), ("exponential", 48, 0.91), ("exponential", 192, 0.93)]
+    ("effect", "prompts"), [("normal", 24), ("normal", 48), ("exponential", 48), ("exponential", 192)]
 )
-def test_intervals_of_95_percent_hold_the_truth_in_93_to_97_percent_of_studies(
-    effect: str, prompts: int, at_least: float
-) -> None:
-    """But 48 prompts are too few for a skewed effect. By 5,000 or 6,000 studies with 2,000 resamples each:
+def test_intervals_of_95_percent_hold_the_truth_in_93_to_97_percent_of_studies(effect: str, prompts: int) -> None:
+    """By 3,000 studies with 999 resamples each:
 
     | effect      | prompts | difference | win rate |
-    | normal      | 48      | 94.1 %     | 94.5 %   |
-    | exponential | 48      | 92.9 %     | 93.7 %   |
-    | exponential | 96      | 93.6 %     | 94.5 %   |
-    | exponential | 192     | 94.8 %     | 94.6 %   |
+    | normal      | 24      | 94.8 %     | 95.8 %   |
+    | normal      | 48      | 95.0 %     | 95.5 %   |
+    | exponential | 24      | 93.8 %     | 95.3 %   |
+    | exponential | 48      | 94.3 %     | 94.8 %   |
+    | exponential | 96      | 94.4 %     | 95.0 %   |
+    | exponential | 192     | 95.2 %     | 95.3 %   |
     """
     generator = np.random.default_rng(prompts)
     studies = 1_000
@@ -50,7 +50,7 @@ def test_intervals_of_95_percent_hold_the_truth_in_93_to_97_percent_of_studies(
         ):
             found = interval(values, confidence=0.95, resamples=999, seed=study)
             held[name] += found.low <= truth <= found.high
-    assert at_least <= held["difference"] / studies <= 0.97
+    assert 0.93 <= held["difference"] / studies <= 0.97
     assert 0.93 <= held["win rate"] / studies <= 0.97
 
 
