@@ -5,10 +5,15 @@ depend on how many prompts there are: each repeat times another one. Sides are t
 a GPU, all is repeated there in bf16 at batches of 1, 16 and 64.
 
 Forward passes and the positions in them are counted by hooks on the models, and have to be what the engine itself counts.
+
+Where torch, transformers and peft are all there is, as on a lent GPU, `python -m benchmarks.decoding FOLDER` measures the model in
+that folder, a line of JSON a figure.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -218,10 +223,19 @@ def on(models: Models, batch: int, repeats: int) -> Iterator[Figure]:
 
 def measure(folder: Path, repeats: int = 2) -> Iterator[Figure]:
     """Both sides in turn."""
-    source = demo_model(folder)
+    yield from everywhere(demo_model(folder), repeats)
+
+
+def everywhere(source: Path, repeats: int) -> Iterator[Figure]:
+    """On the processor, and on a GPU where there is one."""
     yield from on(load(source, torch.device("cpu"), torch.float32), 16, repeats)
     yield from memory(source)
     if torch.cuda.is_available():
         models = load(source, torch.device("cuda"), torch.bfloat16, f", {torch.cuda.get_device_name()}, bf16")
         for batch in (1, 16, 64):
             yield from on(models, batch, repeats)
+
+
+if __name__ == "__main__":
+    for found in everywhere(Path(sys.argv[1]), 2):
+        print(json.dumps(asdict(found)), flush=True)

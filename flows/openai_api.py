@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -43,6 +44,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Parameters of the interface that policies do not have, with the values under which that makes no difference (none named:
 all of them)."""
+UNUSED = frozenset({"refusal", "tool_calls", "function_call", "audio", "annotations"})
+"""Fields of a message that policies never fill."""
 
 
 class _Strict(BaseModel):
@@ -69,6 +72,14 @@ class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Written | list[Text]
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_empty(cls, data: Any) -> Any:
+        """A client sends the message of an answer back with all its fields, those that hold nothing too."""
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if key not in UNUSED or value not in (None, [])}
 
     @field_validator("content", mode="before")
     @classmethod
@@ -115,7 +126,7 @@ class _Body(_Strict):
     def most(self) -> int | None:
         return self.max_tokens
 
-    def asked(self, prompt: Prompt, *, is_plain: bool) -> Asked:
+    def asked(self, prompt: Prompt, repetition: int, *, is_plain: bool) -> Asked:
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Asked(
             self.model,
@@ -124,6 +135,7 @@ class _Body(_Strict):
             self.n or 1,
             self.most,
             secrets.randbelow(2**31) if self.seed is None else self.seed,
+            repetition,
             self.temperature,
             self.top_p,
             tuple(text for text in stop if text),
@@ -161,6 +173,15 @@ class Completion(_Body):
     def prompts(self) -> list[Prompt]:
         texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         return [Prompt(({"role": "user", "content": text},)) for text in texts]
+
+
+def every_asked(body: ChatCompletion | Completion) -> list[Asked]:
+    """What is asked of a policy, prompt by prompt."""
+    seen, found = Counter[str](), list[Asked]()
+    for prompt in body.prompts:
+        found.append(body.asked(prompt, seen[prompt.id], is_plain=isinstance(body, Completion)))
+        seen[prompt.id] += 1
+    return found
 
 
 class Answering:

@@ -22,7 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from flows.openai_api import Answering, ChatCompletion, Completion, error, usage
+from flows.openai_api import Answering, ChatCompletion, Completion, error, every_asked, usage
 from specs.problems import UserError, did_you_mean, listed
 from tasks.live import Live
 from tasks.requests import Asked, Done, End, Event, Failed, Piece
@@ -144,8 +144,7 @@ def application(live: Live, *, api_key: str | None = None) -> FastAPI:
         if (body.most or 0) > live.max_new_tokens:
             param = "max_completion_tokens" if body.most != body.max_tokens else "max_tokens"
             raise Refused(400, f"an answer has at most {live.max_new_tokens} tokens here", param=param)
-        is_plain = isinstance(body, Completion)
-        asking = Underway(live, [body.asked(prompt, is_plain=is_plain) for prompt in body.prompts])
+        asking = Underway(live, every_asked(body))
         if not body.stream:
             return JSONResponse(await _whole(asking, Answering(body), request))
         events = aiter(asking)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from specs.problems import UserError
 
 Message = Mapping[str, str]
@@ -87,6 +89,20 @@ def behind_the_end(tokenizer: Tokenizer, prompt: Sequence[Message]) -> list[int]
     return ids[len(ids) - _beyond_the_end(tokenizer, prompt, written) :]
 
 
+def end_of_answer(tokenizer: Tokenizer) -> int | None:
+    """The special token by which the template ends an answer, which a model that learnt from it says there; None where it
+    writes none, or there is no template that could."""
+    try:
+        last = encode_answer(tokenizer, ANY_DIALOGUE, ANY_ANSWER)[-1]
+    except (UserError, TemplateError, ValueError):  # a tokenizer without a template raises the last
+        return None
+    return last if last in _special(tokenizer) else None
+
+
+def _special(tokenizer: Tokenizer) -> set[int | None]:
+    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {tokenizer.eos_token_id}
+
+
 def _written(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> str:
     """What the template writes behind the prompt for a finished answer."""
     before = prompt_text(tokenizer, prompt)
@@ -112,8 +128,7 @@ def _beyond_the_end(tokenizer: Tokenizer, prompt: Sequence[Message], written: st
     _, _, after = _written(tokenizer, prompt, ANY_ANSWER).partition(ANY_ANSWER)
     if not written.endswith(after):
         return 0
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {tokenizer.eos_token_id}
-    ids = _plain(tokenizer, after)
+    special, ids = _special(tokenizer), _plain(tokenizer, after)
     return next((len(ids) - 1 - place for place, token in enumerate(ids) if token in special), 0)
 
 

@@ -6,6 +6,7 @@ It does what the trained model did: see `registry.beside` for what adapters have
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from registry.artifacts import WEIGHTS, Artifact, bottom
 from registry.bases import Bases
 from registry.beside import fold, lay
-from registry.dialogue_text import set_template
+from registry.dialogue_text import end_of_answer, set_template
 from registry.four_bits import hold, is_rounded, rounded
 from registry.models import CATALOGUE, located
 from registry.updates import expert_of
@@ -33,12 +34,14 @@ class LanguageModel:
     tokenizer: Any
     precision: str
 
-    @property
+    @cached_property
     def eos_ids(self) -> tuple[int, ...]:
-        """Every token that ends an answer: the tokenizer's and the generation configuration's."""
+        """Every token that ends an answer: the tokenizer's, the generation configuration's, and the template's (base models come
+        with a chat template whose turns end otherwise than their texts)."""
         ids = self.model.generation_config.eos_token_id
         configured = ids if isinstance(ids, list) else [ids]
-        return tuple(sorted({i for i in (*configured, self.tokenizer.eos_token_id) if i is not None}))
+        known = (*configured, self.tokenizer.eos_token_id, end_of_answer(self.tokenizer))
+        return tuple(sorted({i for i in known if i is not None}))
 
 
 def device() -> torch.device:

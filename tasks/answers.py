@@ -78,6 +78,7 @@ def answer(
             seed,
             execution,
             log,
+            chosen=min(samples, draws),
             stream=stream,
             models=models,
             observer=observer,
@@ -97,13 +98,14 @@ def draw(
     execution: Execution,
     log: Log,
     *,
+    chosen: int | None = None,
     stream: str = "",
     models: Models | None = None,
     observer: Observer | None = None,
     account: Account | None = None,
 ) -> list[list[list[Answer]]]:
     """`[rule][prompt][draw]` of rules with one `batch`: of their models and distribution; what else a rule says is not
-    applied."""
+    applied. `chosen`: see `tasks.sampler.sample`."""
     model, guided = rules[0].model, rules[0].guided
     shared = model.start if rules[0].is_mixed else model
     models = models or Models(execution.rows, Bases() if guided else None)
@@ -116,6 +118,7 @@ def draw(
         "count": count,
         "keys": keys(prompts, stream) * len(rules),
         "samples": draws,
+        "chosen": chosen,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
         "eos_ids": loaded.eos_ids,

@@ -63,6 +63,8 @@ class Request:
     samples: int
     limit: int
     """The most tokens of a sample."""
+    chosen: int
+    """How many of the samples will be chosen from all of them: sample j is branch j // chosen of number j % chosen."""
 
 
 @dataclass(eq=False)
@@ -199,9 +201,11 @@ class Batch:
         return left
 
     def numbers(self, seats: Sequence[Seat], branch: int = 0) -> Tensor:
-        """The uniform numbers [seats, new] of samples; those of a `branch` are of a sample behind all that were asked for."""
-        asked = [(seat.request, seat.number + branch * seat.request.samples) for seat in seats]
-        streams = [uniforms(request.seed, request.key, number, self.new) for request, number in asked]
+        """The uniform numbers [seats, new] of samples, or of a `branch` of each."""
+        streams = []
+        for seat in seats:
+            own, number = divmod(seat.number, seat.request.chosen)
+            streams.append(uniforms(seat.request.seed, seat.request.key, number, self.new, own + branch))
         return torch.from_numpy(np.stack(streams)).to(self.device)
 
     def _arrivals(self, room: int) -> list[Seat]:

@@ -1,8 +1,8 @@
 """Block-wise controlled decoding: K continuations of M tokens, the best of them kept, and again.
 
 The K branches of a sample lie side by side in one row, so the prompt and what was kept are held and read once. Branch b of
-sample s draws with the random numbers of sample s + b * samples, token by token: with one branch it is plain sampling, and
-with blocks as long as an answer it is best-of-K over the very draws of `best_of_n`.
+a sample draws with random numbers of its own, token by token: with one branch it is plain sampling, and with blocks as long
+as an answer it is best-of-K over the very draws of `best_of_n`.
 """
 
 from __future__ import annotations
@@ -46,13 +46,20 @@ class PrefixBlocks:
     finish: Sequence[int] = ()
     """For a reward model, which is to read every branch as a finished answer: the end of an answer and what its template
     writes behind that."""
+    end: int | None = None
+    """For a prefix scorer: the token by which its template ends an answer, as which it is to read any end."""
 
     @property
     def readers(self) -> list[Reader]:
         return [self.reader]
 
     def scores(self, seats: Sequence[Seat], branches: Branches) -> Tensor:
-        tokens = fed = branches.tokens
+        tokens = branches.tokens
+        if self.end is not None:
+            last = branches.lengths[..., None] - 1
+            ending = torch.where(branches.ends[..., None], self.end, tokens.gather(2, last))
+            tokens = tokens.scatter(2, last, ending)
+        fed = tokens
         if self.reader.lag:
             before = [(seat.ids or self.reader.prompts[seat.prompt])[-1] for seat in seats]
             first = torch.tensor(before, device=tokens.device)[:, None, None].expand(-1, tokens.shape[1], 1)

@@ -39,7 +39,8 @@ class GrowingText:
         elif is_over:
             self.reason = "stop" if finished else "length"
         else:
-            text = text[: len(text) - max(_missing(text), *(_begun(text, stop) for stop in self.stop), 0)]
+            text = text[: len(text) - _missing(text)]
+            text = text[: len(text) - max((_begun(text, stop) for stop in self.stop), default=0)]
         if not text.startswith(self.whole):  # a decoder that rewrites what stands before: no more can be given
             return ""
         more = text[len(self.whole) :]

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 
 from registry.artifacts import Artifact
-from registry.dialogue_text import ANY_ANSWER, ANY_DIALOGUE, behind_the_end, cut_left, decode_answer, encode_answer
+from registry.dialogue_text import (
+    ANY_ANSWER,
+    ANY_DIALOGUE,
+    behind_the_end,
+    cut_left,
+    decode_answer,
+    encode_answer,
+    end_of_answer,
+)
 from registry.language_models import LanguageModel
 from registry.reading import noting
 from registry.reward_models import longest_dialogue
@@ -31,7 +39,7 @@ from tasks.cards import Judge, Segments
 from tasks.guidance import Guidance, Guide, NextTokens, Prefixes
 from tasks.meter import Meter
 from tasks.models import Models
-from tasks.outputs import body_states, prefix_rewards, prefix_values, reads_as_it_grows
+from tasks.outputs import body_states, exchanging, prefix_rewards, prefix_values, reads_as_it_grows
 from tasks.reader import Output, Positions, Reader, next_token_logits
 from tasks.rollouts import Rollouts
 from tasks.slot_cache import check_room, room
@@ -142,7 +150,7 @@ class Guides:
             loaded, head = self.models.prefix_scorer(artifact)
             reader = self._reader(artifact, body_states(loaded.model), loaded.model, loaded.tokenizer)
             reader.lag = 0 if head.each is None else 1
-            return PrefixBlocks(reader, head.of_tokens)
+            return PrefixBlocks(reader, head.of_tokens, end=end_of_answer(loaded.tokenizer))
         return self._texts(artifact)
 
     def _texts(self, artifact: Artifact) -> BlockScorer:
@@ -155,16 +163,27 @@ class Guides:
             with noting() as noted:
                 found = iter(score(asked, [text for row in texts for text in row]))
             self._read += sum(map(sum, noted))
-            return [[next(found) for _ in row] for row in texts]
+            # Equal texts of a row are worth the same, however the batches that they were read in round.
+            worth: list[dict[str, float]] = [{} for _ in texts]
+            return [[of.setdefault(text, next(found)) for text in row] for of, row in zip(worth, texts, strict=True)]
 
         return TextBlocks(reward)
 
     def _next_tokens(self, artifact: Artifact) -> Guide:
         if artifact.produces == "prefix scorer":
             return self._scorer(artifact)
+        return NextTokens(self._speaker(artifact), speaks=True)
+
+    def _speaker(self, artifact: Artifact) -> Reader:
+        """A language model that says what comes next."""
         loaded = self.models.language_model(artifact)
-        reader = self._reader(artifact, next_token_logits(loaded.model), loaded.model, loaded.tokenizer)
-        return NextTokens(reader, speaks=True)
+        output = self._ending_alike(next_token_logits(loaded.model), loaded.tokenizer)
+        return self._reader(artifact, output, loaded.model, loaded.tokenizer)
+
+    def _ending_alike(self, output: Output, tokenizer: Any) -> Output:
+        """An output of every next token by a guide whose template may end answers by another token than the policy's."""
+        ours, its = end_of_answer(self.base.tokenizer), end_of_answer(tokenizer)
+        return output if ours == its or ours is None or its is None else exchanging(output, ours, its)
 
     def _prefixes(self, artifact: Artifact) -> Guide:
         return self._scorer(artifact) if artifact.produces == "prefix scorer" else Prefixes(*self._growing(artifact))
@@ -173,8 +192,9 @@ class Guides:
         if artifact.produces != "prefix scorer":
             reader, ending = self._growing(artifact)
             return Judge(reader, segments, ending, self.observer)
-        (reader,) = self._scorer(artifact).readers
-        return Judge(reader, segments, observer=self.observer)
+        loaded, head = self.models.prefix_scorer(artifact)
+        reader = self._reader(artifact, prefix_values(loaded.model, head), loaded.model, loaded.tokenizer)
+        return Judge(reader, segments, _end(loaded.tokenizer), self.observer)
 
     def _growing(self, artifact: Artifact, *, finishes: bool = False) -> tuple[Reader, list[int]]:
         """A reward model that reads an answer as it grows, and how its template ends one: the end of the turn and what it
@@ -191,9 +211,7 @@ class Guides:
         ), ending
 
     def _rollouts(self, look_ahead: int) -> Guide:
-        artifact = self.policy.one("baseline")
-        loaded = self.models.language_model(artifact)
-        baseline = self._reader(artifact, next_token_logits(loaded.model), loaded.model, loaded.tokenizer)
+        baseline = self._speaker(self.policy.one("baseline"))
         return Rollouts(baseline, self._finished(self.policy.one("reward")), look_ahead)
 
     def _finished(self, artifact: Artifact) -> BlockScorer:
@@ -207,8 +225,11 @@ class Guides:
 
     def _scorer(self, artifact: Artifact) -> Guide:
         loaded, head = self.models.prefix_scorer(artifact)
-        reader = self._reader(artifact, prefix_values(loaded.model, head), loaded.model, loaded.tokenizer)
-        return Prefixes(reader) if head.each is None else NextTokens(reader)
+        values = prefix_values(loaded.model, head)
+        if head.each is None:
+            return Prefixes(self._reader(artifact, values, loaded.model, loaded.tokenizer), _end(loaded.tokenizer))
+        values = self._ending_alike(values, loaded.tokenizer)
+        return NextTokens(self._reader(artifact, values, loaded.model, loaded.tokenizer))
 
     def _reader(
         self,
@@ -250,3 +271,9 @@ class Guides:
             (reader, read, lambda prompt, is_plain: room(model) - behind - len(encoded(prompt, 1, is_plain)))
         )
         return reader
+
+
+def _end(tokenizer: Any) -> list[int]:
+    """The token by which a scorer's template ends an answer, as which it is to read any end; none where it writes none."""
+    end = end_of_answer(tokenizer)
+    return [] if end is None else [end]

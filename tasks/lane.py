@@ -32,7 +32,12 @@ def rule_under(policy: Artifact, asked: Asked) -> Rule:
     rule, entry = rule_of(policy), policy.entry
     own = {"temperature": asked.temperature, "top_p": asked.top_p}
     changed = {name: value for name, value in own.items() if value is not None and value != getattr(rule, name)}
-    held = {name: value for name, value in changed.items() if name in type(entry).model_fields}
+    # The temperature of a trained model's stage is that of its training.
+    held = {
+        name: value
+        for name, value in changed.items()
+        if entry.kind_name == "decode" and name in type(entry).model_fields
+    }
     if held:
         try:  # what the language refuses of the rule is refused here
             type(entry).model_validate(entry.model_dump(by_alias=True) | held)
@@ -53,6 +58,8 @@ class Open:
     asked: Asked
     tell: Tell
     is_given_up: bool = False
+    is_apart: bool = False
+    """Whether it is to be answered in a lane for itself."""
     prompt_tokens: int = 0
     texts: dict[int, GrowingText] = field(default_factory=dict)
     """By the number of a draw."""
@@ -65,8 +72,11 @@ class Open:
 class Lane:
     """The requests to one policy under one distribution."""
 
-    def __init__(self, models: Models, policy: Artifact, rule: Rule, *, rows: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, models: Models, policy: Artifact, rule: Rule, *, rows: int, max_new_tokens: int, is_for_one: bool = False
+    ) -> None:
         """At most `rows` branches are decoded at a time, and `max_new_tokens` of an answer."""
+        self.is_for_one = is_for_one
         self.models, self.policy, self.rule, self.longest = models, policy, rule, max_new_tokens
         self.loaded = models.language_model(rule.model)
         self.guides = Guides(policy, self.loaded, models) if rule.guided else None
@@ -87,7 +97,7 @@ class Lane:
     @property
     def takes_more(self) -> bool:
         """A lane forgets no prompt while it lives, so one that has had many is left to end."""
-        return len(self.reader.prompts) < PROMPTS
+        return len(self.reader.prompts) < (1 if self.is_for_one else PROMPTS)
 
     def add(self, opened: Open) -> None:
         """Raises `UserError` for a request that cannot be decoded."""
@@ -111,8 +121,10 @@ class Lane:
         draws = 1 if self.rule.temperature == 0 else asked.samples * self.rule.n
         decode = partial(decode_plain if asked.is_plain else decode_answer, tokenizer)
         is_heard = asked.is_streamed and self.streams
-        opened.texts = {number: GrowingText(decode, asked.stop, is_heard=is_heard) for number in range(draws)}
-        request = Request(place, f"{prompt.id}/0", asked.seed, draws, limit)
+        if not opened.texts:  # one that is asked again has told some of its text already
+            opened.texts = {number: GrowingText(decode, asked.stop, is_heard=is_heard) for number in range(draws)}
+        chosen = min(asked.samples, draws)
+        request = Request(place, f"{prompt.id}/{asked.repetition}", asked.seed, draws, limit, chosen)
         self.opened[request] = opened
         self.batch.waiting.append(request)
 
@@ -135,16 +147,19 @@ class Lane:
                     opened.tell(Failed(str(error), "policy"))
                 self._close(request)
 
-    def fail(self, failed: Failed) -> None:
-        """All requests of the lane."""
-        for opened in self.opened.values():
-            opened.tell(failed)
+    def empty(self) -> list[Open]:
+        """The requests, that are the lane's no more."""
+        opened = list(self.opened.values())
         self.opened.clear()
+        return opened
 
     def _told(self, seat: Seat, is_over: bool) -> None:
         """What a draw has come to."""
         opened = self.opened[seat.request]
         text = opened.texts[seat.number]
+        if text.reason:  # it came to its end before it was asked again
+            seat.is_wanted = False
+            return
         opened.tokens += seat.settled - text.tokens
         finished = is_over and seat.ids[-1] in self.batch.eos_ids
         more = text.grow(seat.ids[: seat.settled], is_over=is_over, finished=finished)

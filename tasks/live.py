@@ -4,6 +4,9 @@ One thread owns the models. Requests to one policy at one temperature and nucleu
 leave as they come and end; such a lane lives as long as somebody waits for it. The random numbers of a request belong to its
 seed and its prompt, whoever else is being served; so in fp32 it is answered alike in any company and by `alignflow decode`,
 while in bf16 batches of another size round otherwise and now and then tip a token.
+
+Where a step fails nothing says whose fault it was: the requests of that lane are asked again, each in a lane for itself, one after
+the other, so that none fails but by itself.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 import queue
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -43,6 +47,7 @@ class Live(threading.Thread):
         self._coming: queue.SimpleQueue[Open | None] = queue.SimpleQueue()
         self._lanes: list[Lane] = []
         self._held: list[Open] = []
+        self._apart: deque[Open] = deque()
         # What comes in while the thread ends would be answered by nobody.
         self._door = threading.Lock()
         self._is_open = True
@@ -67,7 +72,8 @@ class Live(threading.Thread):
         return opened.give_up
 
     def _under_way(self) -> int:
-        return sum(len(lane.opened) for lane in list(self._lanes)) + len(self._held) + self._coming.qsize()
+        lanes = sum(len(lane.opened) for lane in list(self._lanes))
+        return lanes + len(self._held) + len(self._apart) + self._coming.qsize()
 
     def close(self) -> None:
         """End once the step under way is over; what is not answered by then fails."""
@@ -83,24 +89,26 @@ class Live(threading.Thread):
         finally:
             with self._door:
                 self._is_open = False
-            for lane in self._lanes:
-                lane.fail(CLOSING)
-            for opened in (*self._held, *self._arrivals(wait=False)):
+            left = [opened for lane in self._lanes for opened in lane.empty()]
+            for opened in (*left, *self._held, *self._apart, *self._arrivals(wait=False)):
                 if opened is not None:
                     opened.tell(CLOSING)
 
     def _go_on(self) -> bool:
         """One step of every lane; whether there are to be more."""
-        coming = [*self._held, *self._arrivals(wait=not (self._lanes or self._held))]
+        coming = [*self._held, *self._arrivals(wait=not (self._lanes or self._held or self._apart))]
         self._held = [opened for opened in coming if opened is not None]
         if len(self._held) < len(coming):
             return False
         waiting, self._held = self._held, []
+        if self._apart and not any(lane.is_for_one for lane in self._lanes):
+            waiting.insert(0, self._apart.popleft())
+            waiting[0].is_apart = True
         for opened in waiting:
             if opened.is_given_up:
                 continue
             try:
-                lane = self._lane_of(opened.asked)
+                lane = self._lane_of(opened)
                 if lane is None:
                     self._held.append(opened)
                 else:
@@ -116,31 +124,38 @@ class Live(threading.Thread):
             try:
                 lane.step()
             except NotFinite:
-                told = f"`{lane.policy.name}` gave logits that are no numbers; look at its weights"
-                lane.fail(Failed(told, "policy"))
+                self._failed(lane, f"`{lane.policy.name}` gave logits that are no numbers; look at its weights")
             except UserError as error:  # a reward that guides
-                lane.fail(Failed(str(error), "policy"))
+                self._failed(lane, str(error))
             except Exception as error:
                 traceback.print_exc()
-                lane.fail(Failed(_defect(error), "policy"))
+                self._failed(lane, _defect(error))
         self._lanes = [lane for lane in self._lanes if lane.opened]
         return True
 
-    def _lane_of(self, asked: Asked) -> Lane | None:
+    def _failed(self, lane: Lane, told: str) -> None:
+        opened = lane.empty()
+        if len(opened) > 1:
+            self._apart.extend(opened)
+        for one in opened if len(opened) == 1 else ():
+            one.tell(Failed(told, "policy"))
+
+    def _lane_of(self, opened: Open) -> Lane | None:
         """The lane of what a request means, whatever of it was left to the rule; None while there is room for no more."""
-        policy = self.policies[asked.policy]
-        rule = rule_under(policy, asked)
-        for lane in self._lanes:
+        policy = self.policies[opened.asked.policy]
+        rule = rule_under(policy, opened.asked)
+        for lane in self._lanes if not opened.is_apart else ():
             if lane.policy is policy and lane.rule == rule and lane.takes_more:
                 return lane
         if len(self._lanes) >= LANES:
             return None
-        lane = self._lane(policy, rule)
+        lane = self._lane(policy, rule, is_for_one=opened.is_apart)
         self._lanes.append(lane)
         return lane
 
-    def _lane(self, policy: Artifact, rule: Rule) -> Lane:
-        return Lane(self.models, policy, rule, rows=self.rows, max_new_tokens=self.max_new_tokens)
+    def _lane(self, policy: Artifact, rule: Rule, *, is_for_one: bool = False) -> Lane:
+        rows, longest = self.rows, self.max_new_tokens
+        return Lane(self.models, policy, rule, rows=rows, max_new_tokens=longest, is_for_one=is_for_one)
 
     def _arrivals(self, wait: bool) -> Iterator[Open | None]:
         with contextlib.suppress(queue.Empty):

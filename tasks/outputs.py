@@ -45,6 +45,19 @@ def prefix_values(model: Any, head: PrefixHead) -> Output:
     return output
 
 
+def exchanging(output: Output, ours: int, its: int) -> Output:
+    """An output [rows, L, vocabulary] of a guide whose template ends answers by the token `its` where the policy's has `ours`:
+    each has what the other is given, so that what the guide makes of ending is that of the policy's end."""
+
+    def exchanged(keep: Tensor | None = None, **inputs: Any) -> Tensor:
+        found = output(keep, **inputs)
+        order = torch.arange(found.shape[-1], device=found.device)
+        order[ours], order[its] = its, ours
+        return found[..., order]
+
+    return exchanged
+
+
 def body_states(model: Any) -> Output:
     """The last hidden states [rows, L, width] of a causal language model's body."""
     body = _body(model)

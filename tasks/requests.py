@@ -22,6 +22,8 @@ class Asked:
     max_new_tokens: int | None
     """None for as many as there is room for."""
     seed: int
+    repetition: int = 0
+    """How often the same prompt came before it in what was asked at once: each time has random numbers of its own."""
     temperature: float | None = None
     """In place of the rule's own."""
     top_p: float | None = None

@@ -28,6 +28,7 @@ def sample(
     seed: int,
     max_new_tokens: int,
     eos_ids: Collection[int],
+    chosen: int | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -37,7 +38,8 @@ def sample(
     count: Positions | None = None,
     on_rows: Callable[[Sequence[int]], None] | None = None,
 ) -> list[list[Sample]]:
-    """`result[i][j]` is sample j of prompt i, drawn with the numbers of (seed, keys[i], j).
+    """`result[i][j]` is sample j of prompt i, drawn with the numbers of (seed, keys[i], j). Where `chosen` of them are going to
+    be chosen from all, it has those of branch j // chosen of sample j % chosen, so that they depend on no number asked for.
 
     At most `rows` samples are decoded at a time (where each grows several branches, so many branches, and those of one
     sample at least); `guidance` changes what is drawn; `on_progress` hears (ended, all) samples; `count`, if given, is
@@ -52,7 +54,9 @@ def sample(
         )
     policy = policy_reader(model, prompts, count, on_rows)
     slots = max(rows // (guidance.branches if guidance else 1), 1)
-    requests = [Request(prompt, key, seed, samples, max_new_tokens) for prompt, key in enumerate(keys)]
+    requests = [
+        Request(prompt, key, seed, samples, max_new_tokens, chosen or samples) for prompt, key in enumerate(keys)
+    ]
     with evaluating(model):
         batch = Batch(policy, guidance, min(slots, len(prompts) * samples), max_new_tokens, frozenset(eos_ids))
         return answers(stepping(batch, temperature, top_k, top_p), requests, on_progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,16 @@ def test_what_the_cache_of_a_guide_holds_does_not_grow_with_k_but_for_the_candid
         run = engine.args(base, judge, PROMPTS[:1], k=k, strength=1.0, new=NEW)
         book = textbook_decoding.args(base, judge, PROMPTS[0], k=k, strength=1.0, new=NEW)
         assert run.held <= (5 + NEW + k + 16) * position and book.held == k * (5 + NEW) * position
+
+
+def test_nothing_but_torch_and_transformers_has_to_be_there() -> None:
+    """On a lent GPU there is no more."""
+    asked = "import benchmarks.decoding, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    ours = {"prefect", "mlflow", "trl", "datasets", "pydantic", "rich", "ruamel"}
+    assert "transformers" in done.stdout.split() and not ours & set(done.stdout.split())
 
 
 @pytest.mark.slow

@@ -26,9 +26,11 @@ NUCLEUS = 512
 CHUNK = 1 << 19
 
 
-def uniforms(seed: int, key: str, sample: int, count: int) -> np.ndarray:
-    """The first `count` numbers in [0, 1) of the stream of one sample; a longer call extends it."""
-    digest = hashlib.sha256(f"{seed}\n{sample}\n{key}".encode()).digest()
+def uniforms(seed: int, key: str, sample: int, count: int, branch: int = 0) -> np.ndarray:
+    """The first `count` numbers in [0, 1) of the stream of one sample, or of one of the `branch`es that it is chosen from, the
+    first of which is the sample itself; a longer call extends it."""
+    number = f"{sample}.{branch}" if branch else f"{sample}"
+    digest = hashlib.sha256(f"{seed}\n{number}\n{key}".encode()).digest()
     words = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
     return np.random.Generator(np.random.Philox(key=words)).random(count)
 

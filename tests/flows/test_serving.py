@@ -27,30 +27,45 @@ from specs.problems import UserError
 from tasks.live import Live
 
 STUDY = """\
-models: {base: {source: ./model, precision: fp32}}
+models:
+  base: {source: ./model, precision: fp32}
+  spoilt: {source: ./spoilt, precision: fp32}
 data: {pairs: {source: ./pairs.jsonl, format: preference}}
 rewards:
   words: {kind: length}
   classes: {kind: classifier, source: ./classes, precision: fp32}
+  picky: {kind: python, target: picky_reward:score}
 stages:
   greedy: {do: decode, method: greedy, from: base}
   best: {do: decode, method: best_of_n, from: base, reward: words, n: 4}
   args: {do: decode, method: args, from: base, reward: classes, candidates: 5, strength: 40.0}
   blocks: {do: decode, method: controlled_decoding, from: base, scorers: {words: 1.0}, block: 3, samples: 4}
+  chosen: {do: decode, method: controlled_decoding, from: base, scorers: {picky: 1.0}, block: 3, samples: 4}
+  raft: {do: raft, from: base, prompts: pairs, reward: words, samples: 2, max_new_tokens: 4, learning_rate: 1e-9}
   cards: {do: decode, method: cards, from: base, reward: classes, target: 4.0, shortest: 2, longest: 4, tries: 3}
   rm: {do: reward_model, from: base, data: pairs}
 """
 POLICIES = ["base", "greedy", "best", "args", "blocks", "cards"]
+FRAGILE = ["spoilt", "chosen"]
+"""Policies that cannot answer what has a Q in it."""
+SERVED = [*POLICIES, *FRAGILE, "raft"]
+PICKY = """\
+def score(prompts, responses):
+    return [float("nan") if "Q" in p else float(len(r)) for p, r in zip(prompts, responses)]
+"""
 KEY = "a key of some length"
 
 
 class Serving:
     def __init__(self, folder: Path, api_key: str | None = None) -> None:
         tiny.language_model(folder / "model")
+        tiny.spoilt(folder / "spoilt", "Q")
+        (folder / "picky_reward.py").write_text(PICKY)
         tiny.classifier(folder / "classes", initializer_range=1.0)
         tiny.write_lines(folder / "pairs.jsonl", tiny.TEN)
         self.view = stages.study(folder, STUDY)
-        artifacts = {name: self.view.artifact(name) for name in POLICIES}
+        stages.build(self.view, "raft")
+        artifacts = {name: self.view.artifact(name) for name in SERVED}
         self.live = Live(artifacts, rows=8, max_new_tokens=400)
         self.live.load()
         self.live.start()
@@ -116,7 +131,7 @@ def asked(client: openai.OpenAI, model: str, text: str = "Why?", **options: Any)
 
 
 def test_the_policies_are_the_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == POLICIES
+    assert [model.id for model in client.models.list()] == SERVED
     assert client.models.retrieve("args").id == "args"
 
 
@@ -345,6 +360,63 @@ def test_a_reward_that_fails_is_told_by_its_name(client: openai.OpenAI, served: 
         held[key] = before
 
 
+@pytest.mark.parametrize("policy", FRAGILE)
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_requests_that_are_decoded_together_the_one_that_cannot_be_answered_fails_alone(
+    client: openai.OpenAI, policy: str, stream: bool
+) -> None:
+    texts = [f"Why {i}?" for i in range(6)]
+    alone = [asked(client, policy, text, n=2).choices for text in texts]
+
+    def ask(text: str) -> Any:
+        if not stream:
+            return [
+                (choice.message.content, choice.finish_reason) for choice in asked(client, policy, text, n=2).choices
+            ]
+        said, ends = ["", ""], list[list[str]]([[], []])
+        for chunk in asked(client, policy, text, n=2, stream=True):
+            for choice in chunk.choices:
+                said[choice.index] += choice.delta.content or ""
+                ends[choice.index] += [choice.finish_reason] if choice.finish_reason else []
+        return [(text, *reasons) for text, reasons in zip(said, ends, strict=True)]
+
+    with ThreadPoolExecutor(7) as pool:
+        waiting = [pool.submit(ask, text) for text in (*texts[:3], "Q?", *texts[3:])]
+        with pytest.raises(openai.APIError, match=r"no numbers|returned nan"):
+            waiting.pop(3).result()
+        answers = [each.result() for each in waiting]
+    expected = [[(choice.message.content, choice.finish_reason) for choice in choices] for choices in alone]
+    assert answers == expected
+
+
+def test_a_trained_models_own_temperature_is_that_of_its_training(client: openai.OpenAI) -> None:
+    greedy = [choice.message.content for choice in asked(client, "raft", temperature=0, n=2).choices]
+    assert greedy == [asked(client, "greedy").choices[0].message.content] * 2
+
+
+def test_a_message_that_was_answered_is_sent_back_as_it_came(client: openai.OpenAI) -> None:
+    first = asked(client, "base").choices[0].message
+    messages = [*user("Why?"), first, *user("And then?")]
+    again = client.chat.completions.create(model="base", messages=messages, max_tokens=6, seed=5)
+    plain: Any = [*user("Why?"), {"role": "assistant", "content": first.content}, *user("And then?")]
+    expected = client.chat.completions.create(model="base", messages=plain, max_tokens=6, seed=5)
+    assert again.choices[0].message.content == expected.choices[0].message.content
+
+
+def test_a_prompt_that_comes_twice_has_answers_of_its_own(served: Serving, client: openai.OpenAI) -> None:
+    found = client.completions.create(model="base", prompt=["a b", "c", "a b"], max_tokens=12, seed=5)
+    first, _, third = (choice.text for choice in found.choices)
+    assert first == client.completions.create(model="base", prompt="a b", max_tokens=12, seed=5).choices[0].text
+    assert third != first
+
+
+@pytest.mark.parametrize("policy", ["base", "best", "blocks", "cards"])
+def test_how_many_answers_are_asked_for_changes_none_of_them(client: openai.OpenAI, policy: str) -> None:
+    one, three = (asked(client, policy, n=n).choices for n in (1, 3))
+    assert one[0].message.content == three[0].message.content
+    assert len({choice.message.content for choice in three}) > 1
+
+
 def test_what_means_the_same_is_decoded_together(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(monkeypatch, 0.02)
     ways: list[dict[str, Any]] = [{}, {"temperature": 1.0}, {"top_p": 1}, {"temperature": 1, "top_p": 1.0}]
@@ -389,7 +461,7 @@ def test_a_key_is_asked_for_where_there_is_one(tmp_path: Path) -> None:
         with pytest.raises(openai.AuthenticationError) as caught:
             serving.client("another").models.list()
         assert isinstance(caught.value.body, dict) and caught.value.body["code"] == "invalid_api_key"
-        assert [model.id for model in serving.client().models.list()] == POLICIES
+        assert [model.id for model in serving.client().models.list()] == SERVED
     finally:
         serving.stop()
 

@@ -156,7 +156,7 @@ def test_every_token_that_may_end_an_answer_ends_it(folder: Path) -> None:
     loaded = load_language_model(model(folder))
     for configured, expected in ((None, (1,)), (7, (1, 7)), ([9, 7, 1], (1, 7, 9))):
         loaded.model.generation_config = GenerationConfig(eos_token_id=configured)
-        assert loaded.eos_ids == expected
+        assert LanguageModel(loaded.model, loaded.tokenizer, "fp32").eos_ids == expected
     loaded.tokenizer.eos_token = None
     assert LanguageModel(loaded.model, loaded.tokenizer, "fp32").eos_ids == (1, 7, 9)
 
@@ -241,3 +241,19 @@ def test_a_named_padding_token_must_be_one_of_the_tokenizers(tmp_path: Path) -> 
     assert load_tokenizer(model(without, pad_token="<pad>")).pad_token_id == 0
     with pytest.raises(UserError, match=r"^models\.base\.pad_token: `<none>` is not one of its tokenizer's tokens$"):
         load_tokenizer(model(without, pad_token="<none>"))
+
+
+def test_an_answer_ends_where_the_template_ends_it_too(tmp_path: Path) -> None:
+    """As of base models whose tokenizer ends texts otherwise than its chat template ends turns."""
+    tiny.language_model(tmp_path, eos_token_id=4)
+    tokenizer = tiny.tokenizer()
+    tokenizer.eos_token = "<|system|>"
+    tokenizer.save_pretrained(tmp_path)
+    assert load_language_model(model(tmp_path)).eos_ids == (1, 4)
+
+
+@pytest.mark.parametrize("template", ["{% for m in messages %}{{ m['content'] }}\n{% endfor %}", None])
+def test_a_template_without_a_special_end_adds_none(tmp_path: Path, template: str | None) -> None:
+    tiny.language_model(tmp_path)
+    tiny.tokenizer(chat_template=template).save_pretrained(tmp_path)
+    assert load_language_model(model(tmp_path)).eos_ids == (1,)

@@ -98,7 +98,9 @@ def test_a_scheduled_study_is_finished_though_the_worker_and_every_server_die_me
     stack.up("worker")
     last = at_work(servers, deployed)
     assert last != killed and state(servers, killed) == "Crashed"
-    assert [run.info.status for run in mlflow_runs(servers)].count("RUNNING") == 2, "the run that is at work, and its stage"
+    assert [run.info.status for run in mlflow_runs(servers)].count("RUNNING") == 2, (
+        "the run that is at work, and its stage"
+    )
     for name in ("prefect", "mlflow", "redis"):
         stack.stop(name, signal.SIGKILL)
     for name in ("services", "postgres"):

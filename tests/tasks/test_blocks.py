@@ -40,9 +40,9 @@ def run(
     return sample(model_of(family, 0), PROMPTS, guidance=Blockwise(scorers, block, branches), **OPTIONS | changes)
 
 
-def drawn_by_hand(base: Any, prompt: int, kept: list[int], number: int, many: int) -> list[int]:
+def drawn_by_hand(base: Any, prompt: int, kept: list[int], number: int, branch: int, many: int) -> list[int]:
     """Up to `many` more tokens of one branch, every prefix read from scratch."""
-    u = uniforms(11, KEYS[prompt], number, 12)
+    u = uniforms(11, KEYS[prompt], number, 12, branch)
     added: list[int] = []
     while len(added) < many and len(kept) + len(added) < 12 and not set(added) & set(ENDS):
         logits = logits_after(base, PROMPTS[prompt] + kept + added)
@@ -60,7 +60,7 @@ def test_every_block_is_the_best_of_its_branches_read_from_scratch(block: int, f
         for number in range(2):
             kept: list[int] = []
             while len(kept) < 12 and not set(kept) & set(ENDS):
-                drawn = [drawn_by_hand(base, prompt, kept, number + 2 * b, block) for b in range(3)]
+                drawn = [drawn_by_hand(base, prompt, kept, number, b, block) for b in range(3)]
                 kept += max(drawn, key=lambda added: reward_of(judge, its + kept + added))
             assert list(found[prompt][number].ids) == kept
     assert any(s.finished for row in found for s in row)
@@ -77,10 +77,32 @@ def test_a_scorer_that_values_a_token_before_reading_it_stays_one_token_behind()
     for prompt, its in enumerate(ITS_PROMPTS):
         kept: list[int] = []
         while len(kept) < 12 and not set(kept) & set(ENDS):
-            drawn = [drawn_by_hand(base, prompt, kept, 2 * b, 4) for b in range(3)]
+            drawn = [drawn_by_hand(base, prompt, kept, 0, b, 4) for b in range(3)]
             best = max(drawn, key=lambda added: float(logits_after(guide, its + kept + added[:-1])[added[-1]]))
             kept += best
         assert list(found[prompt][0].ids) == kept
+
+
+@torch.inference_mode()
+def test_a_scorer_with_an_end_of_its_own_reads_that_for_any_end() -> None:
+    base, judge, its_end = llama(0), reward_model(1), 31
+    scorer = by_prefix(judge)
+    scorer.end = its_end
+    found = run((scorer, 1.0))
+    for prompt, its in enumerate(ITS_PROMPTS):
+        kept: list[int] = []
+        while len(kept) < 12 and not set(kept) & set(ENDS):
+            drawn = [drawn_by_hand(base, prompt, kept, 0, b, 4) for b in range(3)]
+            read = [[its_end if token in ENDS else token for token in added] for added in drawn]
+            rewards = [reward_of(judge, its + kept + added) for added in read]
+            kept += drawn[max(range(3), key=lambda b: rewards[b])]
+        assert list(found[prompt][0].ids) == kept
+    assert found != run((by_prefix(judge), 1.0))
+
+
+def test_how_many_samples_are_asked_for_changes_none_of_them() -> None:
+    three = run((by_text(), 1.0), samples=3)
+    assert [row[:2] for row in three] == run((by_text(), 1.0)) and len({s.ids for s in three[0]}) > 1
 
 
 def test_one_branch_is_the_policy_token_for_token() -> None:
@@ -90,7 +112,7 @@ def test_one_branch_is_the_policy_token_for_token() -> None:
 
 
 def test_a_block_as_long_as_an_answer_is_best_of_n_over_the_same_draws() -> None:
-    draws = sample(llama(0), PROMPTS, **OPTIONS | {"samples": 6})
+    draws = sample(llama(0), PROMPTS, **OPTIONS | {"samples": 6}, chosen=2)
     best = [[max(row[s::2], key=lambda sample: worth(sample.ids)) for s in range(2)] for row in draws]
     assert run((by_text(), 1.0), block=12) == best
     assert run((by_text(), 1.0), block=500) == best

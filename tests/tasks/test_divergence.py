@@ -184,7 +184,7 @@ def test_answers_of_one_reward_are_one_outcome_of_best_of_n(view: Any) -> None:
             others = [ids != chosen.ids and r == level for ids, r in zip(drawn[place], rewards[place], strict=True)]
             likely = np.exp(measured.found.reference[place, sample]) + sum(others) / (len(others) - 1)
             assert found[place, sample] == pytest.approx(kl_estimate(np.minimum(likely, 1.0), 3), abs=1e-4)
-    assert found.mean() < measured.found.estimates["best_of_n"].mean() - 0.04
+    assert found.mean() < measured.found.estimates["best_of_n"].mean() - 0.02
     nothing = measured.distances(np.zeros_like(rewards)).estimates["best_of_n"]  # the choice is by chance
     assert nothing.mean() < 0.05
 

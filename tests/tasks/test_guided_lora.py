@@ -21,7 +21,8 @@ from tasks.answers import keys
 from tasks.models import Models
 
 LONGEST = 8
-END = 1
+END, ITS_END = 1, 4
+"""How answers of the policy end, and those that the smaller model learnt from."""
 STUDY = """\
 models:
   base: {source: ./base, precision: fp32}
@@ -33,10 +34,11 @@ rewards:
   score: {kind: length}
 stages:
   rolls: {do: sample, from: base, prompts: prompts, samples: 4, max_new_tokens: 6}
-  tuned: {do: sft, from: base, data: pairs, lora: {rank: 2, alpha: 4}, learning_rate: 1e-2}
-  arm: {do: autoregressive_reward_model, from: small, data: pairs, lora: {rank: 2, alpha: 4}, learning_rate: 1e-2}
-  second: {do: autoregressive_reward_model, from: base, data: pairs, seed: 4, lora: {rank: 2, alpha: 4}, learning_rate: 2e-2}
-  wide: {do: prefix_scorer, loss: cd_fudge, from: base, responses: rolls, reward: score, lora: {rank: 2, alpha: 4}, learning_rate: 1e-2}
+  tuned: {do: sft, from: base, data: pairs, lora: {rank: 4, alpha: 8}, learning_rate: 2e-2, epochs: 6}
+  arm: {do: autoregressive_reward_model, from: small, data: pairs, lora: {rank: 4, alpha: 8}, learning_rate: 2e-2, epochs: 6}
+  second: {do: autoregressive_reward_model, from: base, data: pairs, seed: 4, lora: {rank: 4, alpha: 8}, learning_rate: 2e-2, epochs: 4}
+  wide:
+    {do: prefix_scorer, loss: cd_fudge, from: base, responses: rolls, reward: score, lora: {rank: 4, alpha: 8}, learning_rate: 2e-2}
   weak_to_strong: {do: decode, method: genarm, from: tuned, guides: {arm: 0.8, second: -0.3}, strength: 1.5}
   cd: {do: decode, method: controlled_decoding, from: tuned, scorers: {wide: 0.5}, strength: 20.0}
 """
@@ -46,11 +48,14 @@ stages:
 def view(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("weak to strong")
     tiny.language_model(folder / "base")
-    # Narrower and shallower, and asked in other words.
+    # Narrower and shallower, asked in other words, and with turns that end otherwise.
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "initializer_range": 0.5}
-    tiny.language_model(folder / "small", seed=1, chat_template=f"<|system|>Be brief.<|end|>{tiny.CHAT}", **small)
+    template = f"<|system|>Be brief.{tiny.CHAT}".replace("<|end|>", tiny.SPECIAL[ITS_END])
+    tiny.language_model(folder / "small", seed=1, chat_template=template, **small)
     tiny.write_lines(folder / "prompts.jsonl", [{"prompt": text} for text in MESSAGES])
-    tiny.write_lines(folder / "pairs.jsonl", tiny.TEN)
+    # Short answers are the better ones, so that ends are likely.
+    pairs = [{"prompt": f"Number {i}?", "chosen": "no", "rejected": "yes" * (i + 1)} for i in range(10)]
+    tiny.write_lines(folder / "pairs.jsonl", pairs)
     view = stages.study(folder, STUDY)
     for name in ("rolls", "tuned", "arm", "second", "wide"):
         stages.build(view, name)
@@ -80,6 +85,13 @@ def values(view: Any, name: str) -> Callable[[Any, list[int]], torch.Tensor]:
     return after
 
 
+def ending_alike(scores: torch.Tensor) -> torch.Tensor:
+    """What the smaller model gives its own end is given the policy's."""
+    order = torch.arange(len(scores))
+    order[END], order[ITS_END] = ITS_END, END
+    return scores[order]
+
+
 @torch.inference_mode()
 def drawn(whole: Callable[[Any, list[int]], torch.Tensor]) -> list[list[tuple[int, ...]]]:
     """Two answers to each prompt, token by token, without caches and batches, by the numbers that belong to them."""
@@ -105,8 +117,10 @@ def test_smaller_guides_with_templates_of_their_own_steer_an_adapted_policy(view
     """GenARM from weak to strong, with several guides."""
     tuned, arm, second = (says(view, name) for name in ("tuned", "arm", "second"))
     found = ids_of(view, "weak_to_strong")
-    assert found == drawn(lambda p, a: tuned(p, a) + 1.5 * (0.8 * arm(p, a) - 0.3 * second(p, a)))
+    assert found == drawn(lambda p, a: tuned(p, a) + 1.5 * (0.8 * ending_alike(arm(p, a)) - 0.3 * second(p, a)))
     assert found != drawn(tuned), "the guides decided nothing"
+    unlike = drawn(lambda p, a: tuned(p, a) + 1.5 * (0.8 * arm(p, a) - 0.3 * second(p, a)))
+    assert found != unlike, "what the smaller guide makes of ending decided nothing"
 
 
 def test_a_head_for_the_whole_vocabulary_steers_an_adapted_policy(view: Any) -> None:
