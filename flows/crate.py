@@ -63,23 +63,27 @@ def export(asked: str, target: Path, *, weights: bool) -> Path:
     """Writes the crate of a run to the folder or `.zip` file `target`. Raises `UserError`."""
     past = past_run(asked, home())
     stored = {name: past.stored(name) for name in past.view.planned}
-    if target.exists() and (target.suffix == ".zip" or not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is there already; name another, or remove it")
-    if not target.resolve().parent.is_dir():
-        raise UserError(f"there is no folder {target.resolve().parent} to write {target.name} into")
-    unfinished = target.with_name(f".{target.name}.unfinished{target.suffix}")
-    with TemporaryDirectory() as temporary, disk_errors(target):
+    place = target.resolve()  # `.` has no name of its own
+    with TemporaryDirectory() as temporary, disk_errors(place):
+        if place.exists() and (place.suffix == ".zip" or not place.is_dir() or any(place.iterdir())):
+            raise UserError(f"{target} is there already; name another, or remove it")
+        if not place.parent.is_dir():
+            raise UserError(f"there is no folder {place.parent} to write {place.name} into")
         report = Path(temporary)
         write_report(past.view, report)
         crate = _Crate(past, stored, weights).whole(report).crate
+        unfinished = place.with_name(f".{place.name}.unfinished{place.suffix}")
         _remove(unfinished)  # of an export that was interrupted
-        if target.suffix == ".zip":
+        if place.suffix == ".zip":
             crate.write_zip(unfinished)
         else:
             crate.write(unfinished)
-        if target.is_dir():
-            target.rmdir()  # it is empty
-        unfinished.rename(target)
+        if place.is_dir():  # it is empty, and stays: it may be the folder that the person is in
+            for part in [*unfinished.iterdir()]:
+                shutil.move(part, place / part.name)
+            unfinished.rmdir()
+        else:
+            unfinished.rename(place)
     return target
 
 

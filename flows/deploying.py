@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -31,18 +33,21 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRu
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.utilities.callables import parameter_schema
+from pydantic import ValidationError
 
 from flows import form, pool, server
 from flows.align import align
 from registry.home import make_home
 from specs.base import duration, seconds
-from specs.load import Loaded
+from specs.load import Loaded, say
 from specs.plan import changes
-from specs.problems import SpecError, UnfitError, UserError, did_you_mean, show_path
+from specs.problems import Mark, Problem, SpecError, UnfitError, UserError, did_you_mean, show_path
 from specs.schedule import Schedule
 from tasks.view import View
 
 ENTRYPOINT = "flows.align.align"
+_OWN_BEGINNING = re.compile(r"^DTSTART:(20200101T000000|\d{8}T\d{6}(?=\n.*FREQ=(MINUTE|SECOND)LY))\n", re.IGNORECASE)
+"""What Prefect writes in front of a rule that has no beginning: of one that is often due a recent one."""
 
 
 def deploy(loaded: Loaded, schedule: Schedule | None, *, active: bool, offline: bool) -> str:
@@ -56,7 +61,11 @@ def deploy(loaded: Loaded, schedule: Schedule | None, *, active: bool, offline: 
     with get_client(sync_client=True) as client:
         pool.make(client)
         before = _existing(client, study.name)
-        schedules = _schedules(schedule, before, active)
+        try:
+            schedules = _schedules(schedule, before, active)
+        except ValidationError as error:
+            assert schedule is not None
+            raise SpecError(_refusals(loaded, schedule, error)) from None
         try:
             made = client.create_deployment(
                 flow_id=client.create_flow(align),
@@ -75,7 +84,7 @@ def deploy(loaded: Loaded, schedule: Schedule | None, *, active: bool, offline: 
             )
         except PrefectHTTPStatusError as error:
             raise UnfitError(f"Prefect's server refuses the deployment: {error.response.text[:500]}") from None
-        told = _difference(before, parameters, schedules) if before else ["deployed"]
+        told = _difference(before, home, parameters, schedules) if before else ["deployed"]
         return "\n".join([
             f"{align.name}/{study.name}: {told[0]}", *(f"  {line}" for line in told[1:]),
             *_what_next(client, made, schedules, has_worker=bool(server.of_up(home))),
@@ -142,13 +151,26 @@ def _prefect_schedule(schedule: Schedule) -> Any:
     return RRuleSchedule(rrule=schedule.rrule or "", timezone=schedule.timezone)
 
 
+def _refusals(loaded: Loaded, schedule: Schedule, error: ValidationError) -> list[Problem]:
+    """What Prefect has against a schedule, each at the option or the place in the file that it was written in."""
+    problems = []
+    for each in error.errors(include_url=False):
+        name = str(next(iter(each["loc"]), "timezone"))  # of an interval Prefect looks at that alone, and says no name
+        text, written = f"Prefect refuses it: {' '.join(say(each).split())}", loaded.study.schedule
+        if written is not None and getattr(written, name) == getattr(schedule, name):
+            problems.append(loaded.problem(("schedule", name), text))
+        else:
+            problems.append(Problem(Mark(f"--{name}"), (), text))
+    return problems
+
+
 def _words(schedule: Any) -> str:
     if isinstance(schedule, CronSchedule):
         what = f"cron {schedule.cron}"
     elif isinstance(schedule, IntervalSchedule):
         what = f"every {duration(round(schedule.interval.total_seconds()))}"
-    else:  # the server writes a beginning in front
-        what = f"rrule {schedule.rrule.splitlines()[-1].removeprefix('RRULE:')}"
+    else:
+        what = f"rrule {' '.join(_OWN_BEGINNING.sub('', schedule.rrule).split()).removeprefix('RRULE:')}"
     return f"{what}, {schedule.timezone}"
 
 
@@ -156,8 +178,13 @@ def _state(schedules: Sequence[Any]) -> str:
     return "; ".join(f"{_words(each.schedule)} ({'on' if each.active else 'off'})" for each in schedules) or "none"
 
 
-def _difference(before: DeploymentResponse, parameters: dict[str, Any], schedules: Sequence[Any]) -> list[str]:
+def _difference(
+    before: DeploymentResponse, home: Path, parameters: dict[str, Any], schedules: Sequence[Any]
+) -> list[str]:
     lines = []
+    old_home = (before.job_variables.get("env") or {}).get("ALIGNFLOW_HOME")
+    if old_home != str(home):  # whose runs know nothing of what the other one holds
+        lines.append(f"home: {old_home} -> {home}")
     for path, old, new in changes(before.parameters, parameters):
         at = path[1:] if path[0] == "study" else path
         lines.append(f"{show_path(at)}: {_shown(old)} -> {_shown(new)}")

@@ -32,7 +32,7 @@ from registry.home import home, make_home
 from registry.store import Stored, find, folder_of
 from specs.execution import Tracking
 from specs.load import Loaded
-from specs.problems import Mark, Problem, SpecError, UserError, listed
+from specs.problems import Mark, Problem, SpecError, UnfitError, UserError, listed
 from specs.study import Study
 from specs.yaml_tree import Positions
 from tasks import gpus
@@ -126,25 +126,38 @@ def _own_home(past: PastRun, into: Path | None) -> Path:
     replay that came to its end gives way."""
     folder = (into or past.view.home / f"replay-{past.id[:8]}").resolve()
     mark = folder / UNDER_WAY
-    if mark.exists() and json.loads(mark.read_bytes())["run"] == past.id:
-        return folder
-    if into is None:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{into} is not empty, and what lies there would be taken for built anew; name another --home")
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps({"run": past.id}), encoding="utf-8")
+    with _writable(folder):
+        if mark.exists() and json.loads(mark.read_bytes())["run"] == past.id:
+            return folder
+        if into is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(
+                f"{into} is not empty, and what lies there would be taken for built anew; name another --home"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps({"run": past.id}), encoding="utf-8")
     return folder
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        told = f"the replay's home {folder} cannot be written: {error.strerror}; name a folder that can by --home"
+        raise UnfitError(told) from None
 
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Whoever ends first would take the home away from the other."""
     lock = FileLock(folder / "replay.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(f"another replay fills {folder}; wait for it, or name a folder by --home") from None
+    with _writable(folder):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"another replay fills {folder}; wait for it, or name a folder by --home") from None
     try:
         yield
     finally:

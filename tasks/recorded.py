@@ -49,9 +49,10 @@ def study_of(stored: Stored) -> tuple[Study, Path, str]:
 
 
 def read(kept: Mapping[str, Any], since: str) -> Study:
-    """The study of what `written` gave. Raises `UserError` where it is none any more; `since` says when it was one."""
+    """The study of what `written` gave, but for its schedule, whose times may all be over. Raises `UserError` where it is none any
+    more; `since` says when it was one."""
     try:
-        return Study.model_validate(kept["spec"])
+        return Study.model_validate({key: value for key, value in kept["spec"].items() if key != "schedule"})
     except ValidationError as error:
         told = f"the language has changed since {since}, and its study is none any more"
         raise UserError(f"{told}: {error.errors()[0]['msg']}") from None

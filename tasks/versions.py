@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from registry.models import CATALOGUE, packaged_fingerprint
 from registry.store import RECORD, Stored, building, digest, find, publish
 from specs.models import Model
 from specs.plan import Fact, Step
-from specs.problems import UserError, did_you_mean, without_password
+from specs.problems import UnfitError, UserError, did_you_mean, without_password
 from specs.sources import Promoted, origin, promoted
 from specs.study import Study
 from specs.written import read, under
@@ -29,6 +30,9 @@ from tasks.view import is_packaged
 
 MANIFEST = "policy.json"
 """What a version says of itself: `policy` (a step's name), the `steps` below it, and the names of those that it `uses`."""
+
+ABSENT = "RESOURCE_DOES_NOT_EXIST"
+"""What MLflow says of a model or a version that there is not; all else that it refuses is no answer."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,20 @@ def place_of(step: Step) -> str:
 
 def resolve(source: Promoted, uri: str) -> Version:
     """The version that is meant now, by the registry at `uri`. Raises `UserError` where there is none, or it is none that
-    `alignflow promote` made."""
+    `alignflow promote` made, and `UnfitError` where MLflow does not say."""
     client = _client(uri)
     from mlflow.exceptions import MlflowException
 
-    try:
-        registered = client.get_registered_model(source.name)
-    except MlflowException:
-        known = [model.name for model in client.search_registered_models()]
-        raise UserError(
-            f"there is no registered model `{source.name}` in MLflow at {_shown(uri)}{_hint(source.name, known)}"
-        ) from None
+    with _answering(uri):
+        try:
+            registered = client.get_registered_model(source.name)
+        except MlflowException as error:
+            if error.error_code != ABSENT:
+                raise
+            known = [model.name for model in client.search_registered_models()]
+            raise UserError(
+                f"there is no registered model `{source.name}` in MLflow at {_shown(uri)}{_hint(source.name, known)}"
+            ) from None
     number = source.version
     if source.alias:
         aliases = registered.aliases
@@ -79,10 +86,7 @@ def resolve(source: Promoted, uri: str) -> Version:
             raise UserError(f"`{source.name}` has no alias `{source.alias}`{_hint(source.alias, list(aliases))}")
         number = str(aliases[source.alias])
     assert number is not None
-    try:
-        root = client.get_model_version_download_uri(source.name, number)
-    except MlflowException:
-        raise UserError(f"`{source.name}` has no version {number}") from None
+    root = _root(client, source.name, number, uri)
     with tempfile.TemporaryDirectory() as folder:
         try:
             manifest = json.loads(_download(root, MANIFEST, Path(folder), uri).read_bytes())
@@ -145,7 +149,7 @@ def fetch(home: Path, step: Step, uri: str) -> Stored:
     assert step.held_by is not None
     held = promoted(step.held_by)
     assert held.version is not None
-    root = _client(uri).get_model_version_download_uri(held.name, held.version)
+    root = _root(_client(uri), held.name, held.version, uri)
     with building(home, step.kind, step.fingerprint) as out:
         folder = _download(root, place_of(step), out.with_name(f"{out.name}.download"), uri)
         try:
@@ -174,7 +178,8 @@ def fetched(home: Path, step: Step, uri: str) -> Stored:
 
 
 def _client(uri: str) -> Any:
-    """Raises `UserError` where no MLflow answers at once: its own client would try for minutes, and make a new database."""
+    """Raises `UserError` where no MLflow answers at once: its own client would try for minutes, and make a new database; and
+    `UnfitError` where it cannot be used."""
     missing = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
     problem = (
         f"there is no MLflow database at {_shown(uri)}, so nothing was promoted" if missing else mlflow_problem(uri)
@@ -183,7 +188,37 @@ def _client(uri: str) -> Any:
         raise UserError(problem)
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with _answering(uri):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _root(client: Any, name: str, version: str, uri: str) -> str:
+    """Where a version has its files. Raises as `resolve` does."""
+    from mlflow.exceptions import MlflowException
+
+    with _answering(uri):
+        try:
+            return str(client.get_model_version_download_uri(name, version))
+        except MlflowException as error:
+            if error.error_code != ABSENT:
+                raise
+            raise UserError(f"`{name}` has no version {version}") from None
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """Raises `UnfitError` where MLflow fails, or does not let this process in."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the backends raise their own: SQLAlchemy, requests, MLflow
+        from tasks.tracking import brief
+
+        told = brief(error)
+        if getattr(error, "error_code", None) == "UNAUTHENTICATED":
+            told = "it asks who is there; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise UnfitError(f"MLflow at {_shown(uri)} cannot be used: {told}") from error
 
 
 def _download(root: str, path: str, into: Path, uri: str) -> Path:

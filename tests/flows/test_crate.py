@@ -138,3 +138,14 @@ def test_a_crate_into_no_folder_is_refused_and_one_that_was_interrupted_is_writt
     (tmp_path / ".run.zip.unfinished.zip").write_text("half")
     export("small", tmp_path / "run.zip", weights=False)
     assert [path.name for path in tmp_path.iterdir() if "run.zip" in path.name] == ["run.zip"]
+
+
+def test_an_empty_folder_is_filled_also_the_one_that_the_person_is_in(
+    study: View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert told(capsys, "export", "small", ".") == (0, ["."], [])
+    assert {"ro-crate-metadata.json", "stages", "report"} <= {path.name for path in Path().iterdir()}
+    assert not [path.name for path in tmp_path.iterdir() if "unfinished" in path.name]
+    assert told(capsys, "export", "small", ".") == (2, [], [". is there already; name another, or remove it"])

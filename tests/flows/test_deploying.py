@@ -17,6 +17,8 @@ from command import told
 from going_up import Up, ask, going_up
 from servers import until
 
+from specs.load import load
+from specs.problems import SpecError
 from specs.schedule import Schedule
 
 STUDY = """\
@@ -40,6 +42,14 @@ data: {prompts: {source: ./prompts.jsonl, format: prompt}}
 rewards: {gold: {kind: length}}
 stages:
   raft: {do: raft, from: base, prompts: prompts, reward: gold, since: last_run, samples: 2, max_new_tokens: 4}
+"""
+DECODED = """\
+version: 1
+name: from-two-homes
+models: {base: {source: smollm2-135m-instruct}}
+rewards: {gold: {kind: length}}
+stages:
+  bon: {do: decode, method: best_of_n, from: base, reward: gold, n: 2}
 """
 NIGHTLY = ("--cron", "0 2 * * *", "--timezone", "Europe/Berlin")
 
@@ -69,7 +79,14 @@ def test_a_deployment_needs_a_server_that_stays_and_one_thing_to_do(
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("--cron", "0 2 * *"), "--cron  not a cron expression: Wrong number of fields"),
+        (
+            ("--cron", "0 0 2 * * *"),
+            "--cron  not a cron expression: it has five fields (minute, hour, day of month, month, day of week), not 6",
+        ),
+        (
+            ("--rrule", "FREQ=DAILY;COUNT=10"),
+            "--rrule  not a recurrence rule: it names no time to come; without DTSTART it begins on 2020-01-01",
+        ),
         (("--interval", "6"), "--interval  a duration is written `90s`, `10m`, `2h` or `1d`, not `6`"),
         (
             ("--cron", "0 2 * * *", "--rrule", "FREQ=DAILY"),
@@ -266,3 +283,67 @@ def test_a_schedule_that_was_on_stays_on_unless_the_study_says_otherwise(written
     before = SimpleNamespace(schedules=[SimpleNamespace(schedule=None, active=True)])
     before.schedules[0].schedule = _schedules(schedule, None, active=True)[0].schedule
     assert [each.active for each in _schedules(schedule, before, active=False)] == [on]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("DTSTART:29990101T000000\nRRULE:FREQ=DAILY;COUNT=3", "DTSTART:29990102T000000\nRRULE:FREQ=DAILY;COUNT=3"),
+        ("RRULE:FREQ=DAILY\nEXDATE:29990101T000000", "RRULE:FREQ=WEEKLY\nEXDATE:29990101T000000"),
+    ],
+)
+def test_a_rule_of_several_lines_that_is_other_in_one_of_them_is_another(before: str, now: str) -> None:
+    from flows.deploying import _schedules, _state
+
+    deployed = SimpleNamespace(schedules=_schedules(Schedule(rrule=before), None, active=True))
+    (wanted,) = _schedules(Schedule(rrule=now), deployed, active=True)  # type: ignore[arg-type]
+    assert now in wanted.schedule.rrule
+    assert _state([wanted]) != _state(deployed.schedules)
+
+
+@pytest.mark.parametrize("rule", ["FREQ=DAILY", "FREQ=MINUTELY;INTERVAL=7"])
+def test_a_rule_without_a_beginning_is_told_as_it_was_written(rule: str) -> None:
+    from flows.deploying import _schedules, _state
+
+    assert _state(_schedules(Schedule(rrule=rule), None, active=True)) == f"rrule {rule}, UTC (on)"
+
+
+@pytest.fixture
+def deployable(tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A study that a real server takes."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    (tmp_path / "s.yaml").write_text(DECODED)
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        yield tmp_path / "s.yaml"
+
+
+def test_made_anew_from_another_home_it_says_so(
+    deployable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.deploying import deploy
+
+    def told(home: str) -> list[str]:
+        monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / home))
+        return deploy(load(deployable), None, active=False, offline=False).splitlines()
+
+    assert told("one")[0] == "align/from-two-homes: deployed"
+    assert told("two")[:2] == ["align/from-two-homes: changed", f"  home: {tmp_path}/one -> {tmp_path}/two"]
+    assert told("two")[0] == "align/from-two-homes: as it was"
+
+
+def test_what_only_prefect_has_against_a_schedule_is_told_where_it_was_written(deployable: Path, home: Path) -> None:
+    """Its rules know fewer time zones than its cron expressions."""
+    from flows.deploying import deploy
+
+    text, rule = deployable.read_text(), Schedule(rrule="FREQ=DAILY", timezone="Factory")
+    refusal = 'Prefect refuses it: Invalid timezone: "Factory"'
+    for written, line in (
+        ("", f"--timezone  {refusal}"),
+        ("schedule: {rrule: FREQ=DAILY, timezone: Factory}\n", f"{deployable}:7:41  schedule.timezone  {refusal}"),
+    ):
+        deployable.write_text(text + written)
+        with pytest.raises(SpecError) as refused:
+            deploy(load(deployable), rule, active=False, offline=False)
+        assert str(refused.value) == line

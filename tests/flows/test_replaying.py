@@ -175,6 +175,16 @@ def test_a_home_that_holds_something_is_refused(noted: Path, capsys: pytest.Capt
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("place", ["s.yaml/again", "/sys/again"])
+def test_a_home_that_cannot_be_written_is_exit_status_4(
+    place: str, noted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, (line,) = told(capsys, "replay", "small", "--home", place)
+    assert (status, out) == (4, [])
+    assert line.startswith(f"environment: the replay's home {noted / place} cannot be written: ")
+    assert line.endswith("; name a folder that can by --home")
+
+
 def test_a_run_with_a_stage_that_is_not_stored_is_refused(noted: Path, home: Path, capsys) -> None:
     shutil.rmtree(home / "store" / "sft")
     assert told(capsys, "replay", "small")[2] == [
