@@ -12,14 +12,14 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TagsContext
 from prefect.futures import PrefectFuture, wait
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
-from flows import deployed, past_runs, pool, sweeping
+from flows import deployed, past_runs, pool, server, sweeping
 from flows.expectations import expectations
 from flows.report import write_report
 from flows.summary import evaluation_markdown
@@ -65,7 +65,8 @@ def align(study: Study, folder: str = ".", offline: bool = False, force: list[st
             session.below(name).intersection(fetched) if fetched else set()
         )
         upstream = [futures[i] for i in inputs if i in futures]
-        futures[name] = step.submit(name, quote(session), wait_for=upstream)
+        with TagsContext(current_tags=set()):  # for each tag of a stage Prefect would ask for a limit
+            futures[name] = step.submit(name, quote(session), wait_for=upstream)
     try:
         wait(list(futures.values()))
     except BaseException:  # SIGTERM reaches this thread as one: the stages' processes are to end too
@@ -103,6 +104,7 @@ def _opened(
     else:
         view = View.of(study, home, folder, offline=offline, forced=force)
     uri, artifacts = tracking_place(study, home)
+    server.lead_to_pages(home, uri)
     tracker = Tracker(uri, study.tracking.experiment or study.name, artifacts)
     sweeping.sweep(home, prefect, tracker.client, tracker.uri, own=flow_run)
     has_slots = study.execution.gpus > 0 and prefect is not None

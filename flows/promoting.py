@@ -42,12 +42,14 @@ def run(parameters: dict[str, Any], *, as_json: bool) -> int:
             raise UnfitError("--approve asks in the Prefect UI, and there is none; `alignflow up` starts it")
         os.environ["PREFECT_API_URL"] = configured or server.start_temporary(log)
         from flows.promote import promote  # imports Prefect, which looks for its server's address now
+        from flows.sweeping import of_home
 
         if not configured:
             server.wait_for(os.environ["PREFECT_API_URL"], log)
         told: dict[str, Any] = {}
         observer.set(_watch(told, err if as_json else out, parameters["wait"]))
-        state: Any = promote(**parameters | {"run": chosen.past.id}, return_state=True)
+        with of_home(home):
+            state: Any = promote(**parameters | {"run": chosen.past.id}, return_state=True)
         if not told:  # the flow did not come to its end
             error = state.result(raise_on_failure=False)
             if isinstance(error, UnfitError):

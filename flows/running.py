@@ -23,7 +23,6 @@ from specs.load import Loaded
 from specs.problems import SpecError, UnfitError
 from tasks import child
 from tasks.observer import observer
-from tasks.places import tracking_place
 from tasks.view import View
 
 DONE, FAILED, INVALID, MISSED, UNFIT, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -93,18 +92,19 @@ def _run_flow(
     loaded: Loaded, view: View, display: Display, offline: bool, force: list[str], server_log: Path | None
 ) -> dict[str, Any]:
     from flows.align import align  # imports Prefect and MLflow, about three seconds
+    from flows.sweeping import of_home
 
-    server.lead_to_pages(view.home, tracking_place(loaded.study, view.home)[0])
     if server_log:
         server.wait_for(os.environ["PREFECT_API_URL"], server_log)
     observer.set(display.observe)
-    state: Any = align(
-        loaded.study,
-        folder=str(loaded.path.resolve().parent),
-        offline=offline,
-        force=force,
-        return_state=True,
-    )
+    with of_home(view.home):
+        state: Any = align(
+            loaded.study,
+            folder=str(loaded.path.resolve().parent),
+            offline=offline,
+            force=force,
+            return_state=True,
+        )
     if not display.outcome:  # the flow did not come to its end
         error = state.result(raise_on_failure=False)
         if isinstance(error, UnfitError):

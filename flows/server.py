@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import base64
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -29,6 +30,8 @@ from specs.problems import UnfitError, without_password
 
 NOTE = "up.json"
 """Where `alignflow up` writes down its addresses, in the home folder."""
+LOCK = "up.lock"
+"""What `alignflow up` holds there as long as it lives. Its death, however it came, frees it, and may leave the note."""
 STARTUP = 120.0  # seconds; the first start of a new Prefect home runs its migrations
 
 
@@ -74,7 +77,18 @@ def of_up(home: Path) -> dict[str, str]:
         note: dict[str, str] = json.loads((home / NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return note if _answers(note["prefect"], 5) else {}  # else it was killed before it could take the note away
+    # What answers there once it was killed may be another home's.
+    return note if _is_held(home / LOCK) and _answers(note["prefect"], 5) else {}
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a living process has it. It is asked for to be shared: of two who ask at once neither takes the other for that one."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
 
 
 def lead_to_pages(home: Path, tracking: str) -> None:

@@ -8,12 +8,14 @@ living, late about the rest, and sees deployed runs only; a lock that the kernel
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from mlflow.tracking import MlflowClient
-from prefect.client.orchestration import get_client
+from prefect import tags
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
@@ -25,7 +27,8 @@ from prefect.client.schemas.filters import (
     TaskRunFilterState,
     TaskRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from flows import server
@@ -34,10 +37,19 @@ from specs.problems import without_password
 from tasks.tracking import end_runs
 
 FLOW = "align"
-OPEN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+OPEN = [StateType.RUNNING, StateType.PENDING, StateType.PAUSED, StateType.CANCELLING]
 UP = "up"
 """What a note calls the Prefect server of `alignflow up`, which may come back on another port."""
 GONE = "its process is gone; the next run goes on from what is stored"
+
+
+def of_home(home: Path) -> AbstractContextManager[Any]:
+    """Within it a flow run that begins bears the mark of its home: others may use the same server."""
+    return tags(_mark(home))
+
+
+def _mark(home: Path | str) -> str:
+    return f"home:{home}"
 
 
 def prefect_place(home: Path, url: str) -> str | None:
@@ -76,21 +88,39 @@ def sweep(home: Path, prefect: str | None, mlflow: MlflowClient, uri: str, own: 
 
 
 def sweep_server(home: Path, since: float) -> None:
-    """Closes every run that began before the server of this home did (`since`, seconds of the epoch), but those that hold a
+    """Closes every run of this home that began before its server did (`since`, seconds of the epoch), but those that hold a
     claim: no other can be alive."""
     alive = [UUID(each["flow_run"]) for each in living(home)]
     flows = FlowFilter(name=FlowFilterName(any_=[FLOW, "promote"]))
-    _crash(FlowRunFilter(id=FlowRunFilterId(not_any_=alive)), flows, since)
+    is_open = FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN))
+    which = FlowRunFilter(id=FlowRunFilterId(not_any_=alive), state=is_open)
+    with get_client(sync_client=True) as client:
+        gone = [
+            run.id
+            for run in client.read_flow_runs(flow_filter=flows, flow_run_filter=which)
+            if (run.created is None or run.created.timestamp() < since) and _mark(home) in _marks(client, run)
+        ]
+    _crash(FlowRunFilter(id=FlowRunFilterId(any_=gone)))
 
 
-def _crash(which: FlowRunFilter, flow: FlowFilter | None = None, before: float = float("inf")) -> None:
-    which.state = FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN))
+def _marks(client: SyncPrefectClient, run: FlowRun) -> list[str]:
+    """A deployed run belongs to the home that its deployment names."""
+    if run.deployment_id is None:
+        return run.tags
+    try:
+        variables = client.read_deployment(run.deployment_id).job_variables
+    except ObjectNotFound:  # it was removed
+        return []
+    return [_mark(variables.get("env", {}).get("ALIGNFLOW_HOME"))]
+
+
+def _crash(which: FlowRunFilter) -> None:
+    """Closes runs and their stages, for a run may have told of its own death and not of theirs."""
     tasks = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=OPEN)))
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_filter=flow, flow_run_filter=which):
-            if run.created is not None and run.created.timestamp() >= before:
-                continue
+        for run in client.read_flow_runs(flow_run_filter=which):
             mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
             for task in client.read_task_runs(flow_run_filter=mine, task_run_filter=tasks):
                 client.set_task_run_state(task.id, Crashed(message=GONE), force=True)
-            client.set_flow_run_state(run.id, Crashed(message=GONE), force=True)
+            if run.state_type in OPEN:
+                client.set_flow_run_state(run.id, Crashed(message=GONE), force=True)

@@ -1,4 +1,5 @@
-"""`alignflow up`: Prefect's server, MLflow's server and a worker for deployed studies on this machine, until Ctrl-C.
+"""`alignflow up`: Prefect's server, MLflow's server and a worker for deployed studies on this machine, until Ctrl-C (or `kill`, or
+the end of the terminal).
 
 What they keep lies in the home folder, and a run of the same home finds them by the note that lies there while they are up.
 """
@@ -14,34 +15,46 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from flows import server, silence, working
 from registry.home import make_home
-from specs.problems import UnfitError
+from specs.problems import UnfitError, UserError
 from tasks import gpus, tracking_file
 from tasks.places import mlflow_problem
+
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def up(*, port: int, mlflow_port: int) -> int:
     """Starts all three, prints where they are, and waits. Returns the exit status: 130 on Ctrl-C, 1 where one of them died.
-    Raises `UnfitError` where a port is taken, one of them does not start, or they are up already."""
+    Raises `UserError` for a port that there cannot be, and `UnfitError` where a port is taken, one of them does not start, or they
+    are up already."""
     silence.apply()
     home = make_home()
     if found := server.of_up(home):
         prefect = server.page(found["prefect"])
         raise UnfitError(f"they are up already for {home}: Prefect at {prefect}, MLflow at {found['mlflow']}")
+    if port == mlflow_port:
+        raise UserError(f"port {port} cannot be had by both servers; name another with --port or --mlflow-port")
     for taken, option in ((port, "--port"), (mlflow_port, "--mlflow-port")):
         _require_free(taken, option)
-    prefect, mlflow = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{mlflow_port}"
-    lock = FileLock(home / "up.lock")
+    lock = FileLock(home / server.LOCK)
     try:
-        lock.acquire(timeout=0)  # until this process ends
+        lock.acquire(timeout=1)  # until this process ends; who looks whether it is held has it for a moment
     except Timeout:
         raise UnfitError(f"another `alignflow up` for {home} is starting") from None
+    (home / server.NOTE).unlink(missing_ok=True)  # of one that was killed: it names what may be another's by now
     logs = home / "logs" / "up"
     logs.mkdir(parents=True, exist_ok=True)
+    with _on_interrupts(signal.default_int_handler):
+        return _kept_up(home, port, mlflow_port, logs)
+
+
+def _kept_up(home: Path, port: int, mlflow_port: int, logs: Path) -> int:
+    prefect, mlflow = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{mlflow_port}"
     parts: dict[str, subprocess.Popen[bytes]] = {}
     try:
         parts["mlflow"] = _start("mlflow", _mlflow(home, mlflow_port), logs, _mlflow_environment())
@@ -62,7 +75,7 @@ def up(*, port: int, mlflow_port: int) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        with _ignoring_interrupts():
+        with _on_interrupts(signal.SIG_IGN):  # a second one would leave some of it running
             if "worker" in parts:  # first, for a run that is stopped has something to tell both servers
                 working.stop(home, parts.pop("worker"))
             for part in reversed(parts.values()):
@@ -79,6 +92,8 @@ def _require_free(port: int, option: str) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
+        except OverflowError:
+            raise UserError(f"port {port} cannot be had: ports go up to 65535; name another with {option}") from None
         except OSError as error:
             raise UnfitError(f"port {port} cannot be had ({error.strerror}); name another with {option}") from None
 
@@ -139,10 +154,14 @@ def _wait_for_mlflow(url: str, log: Path, process: subprocess.Popen[bytes]) -> N
 
 
 @contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """A second Ctrl-C while all is being ended would leave some of it running."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _on_interrupts(handler: Any) -> Iterator[None]:
+    """What Ctrl-C, `kill` and the end of the terminal do meanwhile. What is ignored before, as under `nohup`, stays so."""
+    before = {number: signal.getsignal(number) for number in INTERRUPTS}
+    for number, was in before.items():
+        if was != signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, was in before.items():
+            signal.signal(number, was)

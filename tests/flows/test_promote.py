@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextvars
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import evaluated
 import handmade
 import pytest
+from filelock import FileLock
 from mlflow.tracking import MlflowClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from servers import until
 
 from flows import promote as flow_module
+from flows import server
 from flows.candidate import candidate
 from flows.promote import promote
 from specs.problems import UserError
@@ -105,6 +111,28 @@ def deciding(*answers: dict[str, str]) -> Iterator[list[str]]:
     assert not failed, failed
 
 
+@contextmanager
+def cancelling(told: dict[str, Any]) -> Iterator[None]:
+    """A person who presses Cancel on the page of the run that waits, as soon as it does."""
+    from prefect import get_client
+    from prefect.states import Cancelling
+
+    def cancel() -> None:
+        with get_client(sync_client=True) as prefect:
+            until(lambda: "waiting" in told)
+            until(lambda: (state := prefect.read_flow_run(told["waiting"]).state) and state.is_paused())
+            prefect.set_flow_run_state(told["waiting"], Cancelling())
+
+    token = observer.set(lambda _, event, content: told.update({event: content}))
+    person = threading.Thread(target=contextvars.copy_context().run, args=(cancel,))
+    person.start()
+    try:
+        yield
+    finally:
+        observer.reset(token)
+        person.join(60)
+
+
 def test_a_policy_that_surely_meets_its_bars_becomes_the_champion(client: MlflowClient) -> None:
     state = promoted("bon[n=4]")
     assert (state.name, state.message) == ("Promoted", "models:/small@champion is version 1")
@@ -147,6 +175,14 @@ def test_a_person_who_refuses_or_does_not_answer_leaves_the_champion_what_it_was
     assert told["outcome"]["refused"] == ["nobody decided in time"]
     assert state.message.endswith("and never resumed.")  # so Prefect ends a run that waited too long
     assert champion(client).version == 1 and len(client.search_model_versions("name = 'small'")) == 1
+
+
+def test_a_promotion_that_is_cancelled_while_it_waits_ends_and_says_so(client: MlflowClient) -> None:
+    told = dict[str, Any]()
+    with cancelling(told):
+        state = promoted("bon[n=4]", approve=True, wait="2m")
+    assert told["outcome"]["refused"] == [state.message] == ["it was cancelled in the Prefect UI"]
+    assert state.type.value == "CANCELLED" and client.search_registered_models() == []
 
 
 @pytest.mark.parametrize(
@@ -207,3 +243,30 @@ def test_the_command_tells_what_became_of_it_and_its_exit_status_says_so_too(
     }  # fmt: skip
     done = alignflow(tmp_path, "promote", "small", "sft", "--alias", "champion", "--approve", PREFECT_API_URL="")
     assert done.returncode == 4 and "--approve asks in the Prefect UI, and there is none" in done.stderr
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_while_it_waits_is_closed_by_the_next_which_leads_to_the_pages_of_up(
+    client: MlflowClient, ran: Path, tmp_path: Path, prefect_server: str
+) -> None:
+    from command import alignflow
+    from prefect import get_client
+
+    words = ["promote", "small", "bon[n=4]", "--alias", "champion"]
+    line = [str(Path(sys.executable).with_name("alignflow")), *words, "--approve"]
+    with (
+        get_client(sync_client=True) as prefect,
+        FileLock(ran / server.LOCK),
+        server.noted(ran, prefect_server, "http://127.0.0.1:7777"),
+    ):
+        with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE) as waiting:
+            assert waiting.stdout is not None
+            run = UUID(waiting.stdout.readline().decode().strip().rpartition("/")[2])
+            until(lambda: (state := prefect.read_flow_run(run).state) and state.is_paused())
+            waiting.kill()
+        assert prefect.read_flow_run(run).tags == [f"home:{ran}"]
+        done = alignflow(tmp_path, *words, "--json")
+        closed = prefect.read_flow_run(run).state
+    assert json.loads(done.stdout)["page"] == "http://127.0.0.1:7777/#/models/small/versions/1"
+    assert closed is not None and closed.is_crashed()
+    assert list((ran / "claims").iterdir()) == []

@@ -51,6 +51,8 @@ def test_a_plain_run_appears_in_both(up: Up) -> None:
     assert f"http://127.0.0.1:{up.mlflow_port}" in up.run("run", "s.yaml").stdout
     flows = ask(f"http://127.0.0.1:{up.port}/api/flow_runs/filter", {})
     assert [run["name"] for run in flows] == ["small", "small"] and flows[0]["state"]["type"] == "COMPLETED"
+    assert [run["tags"] for run in flows] == [[f"home:{up.folder / 'home'}"]] * 2
+    assert [run["tags"] for run in ask(f"{up.api}/task_runs/filter", {})] == [[]] * 2
     api = f"http://127.0.0.1:{up.mlflow_port}/api/2.0/mlflow"
     experiments = ask(f"{api}/experiments/search", {"max_results": 10})["experiments"]
     ids = [e["experiment_id"] for e in experiments if e["name"] == "small"]
