@@ -20,7 +20,7 @@ from rich.table import Table
 
 from flows.wording import p_value
 from registry.artifacts import Artifact
-from registry.methods.comparison import interval, win_rates
+from registry.methods.comparison import interval, rate_interval, win_rates
 from registry.methods.significance import draws_for, holm, permutation_p
 from registry.rows import Prompt
 from specs.evaluation import Evaluate
@@ -137,7 +137,7 @@ def _row(
     if entrant is base or min(ours.shape[1], theirs.shape[1]) > 1 or not (entrant.is_random and base.is_random):
         values["win_rate"] = win_rates(ours, theirs)
     for what, each in values.items():
-        found = interval(each, **settings)
+        found = (rate_interval if what == "win_rate" else interval)(each, **settings)
         row |= {what: found.estimate, f"{what}_low": found.low, f"{what}_high": found.high}
     # From another reference it would be another distance.
     if entrant.kl is not None and entrant.reference == base.reference:

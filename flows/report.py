@@ -18,7 +18,7 @@ from specs.evaluation import Evaluate
 from tasks.view import View
 
 REPORT = "report.html"
-FORM = 13
+FORM = 14
 """Raised by hand when a report is to be drawn otherwise from the same artifacts."""
 
 

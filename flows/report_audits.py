@@ -30,9 +30,9 @@ def audits(name: str, evaluation: Evaluation, beside: Beside) -> Markup:
         ]
     if rows := [row for row in evaluation.rows() if "length_bias" in row]:
         rows.sort(key=lambda row: -abs(row["length_bias"]))
-        cells = [(r["policy"], r["judged_by"], spread(r, "length_bias")) for r in rows]
-        told = "Within a prompt, the rank correlation of an answer's reward with its length, the largest first"
-        shown = table(("policy", "judged by", "correlation"), cells, "length bias")
+        of_lengths = [(r["policy"], r["judged_by"], spread(r, "length_bias"), r["length_bias_prompts"]) for r in rows]
+        told = "Within a prompt, the rank correlation of an answer's reward with its length, the largest first; over prompts with both"
+        shown = table(("policy", "judged by", "correlation", "prompts"), of_lengths, "length bias")
         parts += [folded(f"{told} ({len(rows)})", shown)]
     if rows := [row for row in evaluation.policy_rows() if "copied_words" in row]:
         told = (

@@ -74,7 +74,7 @@ class Evaluate(Seeded):
     its answers are like; with paired bootstrap intervals over prompts."""
 
     produces: ClassVar[str] = "evaluation"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
 
     do: Literal["evaluate"]
     policies: Annotated[tuple[Policy, ...], Field(min_length=1)]

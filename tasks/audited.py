@@ -84,7 +84,7 @@ def copied(
         return {}
     shares = np.array([[[known.copied(a.text), known.has(a.text)] for a in row] for row in answers], dtype=float)
     words, whole = shares.mean(axis=1).T
-    return {"copied_words": properties.interval(words)._asdict(), "copied_whole": properties.interval(whole)._asdict()}
+    return {"copied_words": properties.rate(words)._asdict(), "copied_whole": properties.rate(whole)._asdict()}
 
 
 Texts = Callable[[], Iterator[str]]

@@ -16,7 +16,7 @@ from registry.artifacts import Artifact
 from registry.methods.audits import length_bias
 from registry.methods.best_of_n import expected_best
 from registry.methods.comparison import best_of_n_win_rates, strict_win_rates, win_rates
-from registry.methods.significance import can_tell, draws_for, holm, minimum_detectable_effect, permutation_p
+from registry.methods.significance import FEWEST, draws_for, holm, minimum_detectable_effect, permutation_p
 from registry.rows import Prompt
 from registry.updates import soup_weights
 from specs.evaluation import Evaluate
@@ -37,6 +37,9 @@ from tasks.scores import Scores
 from tasks.threads import use_threads
 
 Array = NDArray[np.float64]
+
+UNBOUNDED = {"reward", "difference", "lmc_gap"}
+"""Of what a reward says of a policy; the rest are rates."""
 
 
 def evaluate(job: Job) -> Result:
@@ -138,18 +141,19 @@ def _of_reward(
     chance. `lengths` of its answers; None where all samples to a prompt are one answer."""
     entry = properties.job.entry
     by_prompt = _by_prompt(entry, policies, i, reference, scores)
-    if lengths is not None and lengths.shape[1] > 1:
-        by_prompt["length_bias"] = length_bias(scores[i], lengths)
     found: dict[str, dict[str, float]] = {
-        name: properties.interval(values)._asdict() for name, values in by_prompt.items()
+        name: (properties.rate if name not in UNBOUNDED else properties.interval)(values)._asdict()
+        for name, values in by_prompt.items()
     }
+    if lengths is not None and lengths.shape[1] > 1 and len(biases := length_bias(scores[i], lengths)):
+        found["length_bias"] = properties.interval(biases)._asdict() | {"prompts": len(biases)}
     if policies[i].fingerprint != policies[reference].fingerprint and len(scores[i]) > 1:
         difference = by_prompt["difference"]
         draws = draws_for(len({policy.fingerprint for policy in policies}) - 1, resamples=entry.resamples)
         found["difference"] |= {
             "p": permutation_p(difference, resamples=draws, seed=properties.job.seed),
         }
-        if can_tell(len(difference), confidence=entry.confidence) and np.ptp(difference) > 0:
+        if len(difference) >= FEWEST and np.ptp(difference) > 0:
             found["difference"]["detectable"] = minimum_detectable_effect(difference, confidence=entry.confidence)
     return found
 

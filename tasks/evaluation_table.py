@@ -48,6 +48,8 @@ class Evaluation:
                 row["reward_had_part"] = self.roles[number][place]
                 for what, values in found.items():
                     row |= _spread(what, values)
+                if "length_bias" in found:
+                    row["length_bias_prompts"] = found["length_bias"]["prompts"]
                 row |= {what: found["difference"][what] for what in TESTS if what in found["difference"]}
                 row |= _spread("length", policy["length"]) | {"finished": policy["finished"]}
                 row["prompts"] = self.results["prompts"]
@@ -174,7 +176,8 @@ class Evaluation:
         found: dict[str, float] = {}
         for row in self.rows():
             policy, reward = _metric_name(row["policy"]), _metric_name(row["judged_by"])
-            for what in self.results["policies"][self.policies.index(row["policy"])]["rewards"][0]:
+            place = self.rewards.index(row["judged_by"])
+            for what in self.results["policies"][self.policies.index(row["policy"])]["rewards"][place]:
                 for end in ("", "_low", "_high"):
                     found[f"{policy}/{what}{end}/{reward}"] = row[f"{what}{end}"]
             found |= {f"{policy}/{what}/{reward}": row[what] for what in TESTS if what in row}

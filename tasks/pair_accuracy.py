@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.methods.comparison import accuracy, interval
+from registry.methods.comparison import Interval, accuracy, interval, rate_interval
 from registry.rows import Pair, Prompt
 
 Scores = Sequence[Sequence[float]]
@@ -28,12 +28,12 @@ def pair_accuracy(
     found = {"test/pairs": float(len(pairs)), "test/mean_margin": float((chosen - rejected).mean())}
     if before is not None:
         at_first = _by_prompt(accuracy(*np.array(before, dtype=float).T), prompts)
-        found |= spread("test/before/accuracy", at_first, seed=seed)
+        found |= spread("test/before/accuracy", at_first, seed=seed, of=rate_interval)
         found |= spread("test/accuracy_minus_before", right - at_first, seed=seed)
     return (
         found
-        | spread("test/accuracy", right, seed=seed)
-        | spread("test/length_baseline", longer, seed=seed)
+        | spread("test/accuracy", right, seed=seed, of=rate_interval)
+        | spread("test/length_baseline", longer, seed=seed, of=rate_interval)
         | spread("test/accuracy_minus_length_baseline", right - longer, seed=seed)
     )
 
@@ -42,7 +42,9 @@ def _by_prompt(values: NDArray[np.float64], prompts: NDArray[np.intp]) -> NDArra
     return np.bincount(prompts, values) / np.bincount(prompts)
 
 
-def spread(name: str, values: NDArray[np.float64], *, seed: int) -> dict[str, float]:
+def spread(
+    name: str, values: NDArray[np.float64], *, seed: int, of: Callable[..., Interval] = interval
+) -> dict[str, float]:
     """The mean of one value a prompt with the ends of its 95 % interval, as three metrics."""
-    measured = interval(values, confidence=0.95, resamples=2000, seed=seed)
+    measured = of(values, confidence=0.95, resamples=2000, seed=seed)
     return {name: measured.estimate, f"{name}_low": measured.low, f"{name}_high": measured.high}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from registry.dialogue_text import encode_answer, encode_prompt
 from registry.language_models import context_length, load_language_model
 from registry.log_probs import score_rows
-from registry.methods.comparison import Interval, interval
+from registry.methods.comparison import Interval, interval, rate_interval
 from registry.methods.perplexity import perplexity
 from registry.methods.repetition import diversity, is_degenerate, is_refusal
 from registry.rows import Pair, Prompt
@@ -39,11 +39,21 @@ class Properties:
         """Of one value a prompt."""
         return interval(values, **self._options)
 
+    def rate(self, values: Array) -> Interval:
+        """Of one share a prompt."""
+        return rate_interval(values, **self._options)
+
     def wording(self, answers: list[list[Answer]]) -> dict[str, Any]:
         """What can be read off the texts."""
 
+        def by_prompt(of: Any) -> Array:
+            return np.array([np.mean([float(of(a)) for a in row]) for row in answers])
+
         def mean(of: Any) -> dict[str, float]:
-            return self.interval(np.array([np.mean([float(of(a)) for a in row]) for row in answers]))._asdict()
+            return self.interval(by_prompt(of))._asdict()
+
+        def rate(of: Any) -> dict[str, float]:
+            return self.rate(by_prompt(of))._asdict()
 
         return {
             "length": mean(lambda a: a.tokens),
@@ -51,9 +61,9 @@ class Properties:
             "texts": {
                 "diversity": mean(lambda a: diversity(a.text, "paper")),
                 "diversity_official_code": mean(lambda a: diversity(a.text, "official_code")),
-                "truncated": mean(lambda a: not a.finished),
-                "degenerate": mean(lambda a: is_degenerate(a.text)),
-                "refusals": mean(lambda a: is_refusal(a.text)),
+                "truncated": rate(lambda a: not a.finished),
+                "degenerate": rate(lambda a: is_degenerate(a.text)),
+                "refusals": rate(lambda a: is_refusal(a.text)),
             },
         }
 

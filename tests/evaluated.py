@@ -102,7 +102,7 @@ def _judged(i: int, j: int, sft: float) -> dict[str, Any]:
         "difference": difference,
         "win_rate": interval(0.5 + i / 32 + j / 64, 0.125 if i else 0.0),
         "strict_win_rate": interval(0.4 + i / 32 + j / 64, 0.125),
-        "length_bias": interval(i / 16 - j / 32, 0.0625),
+        "length_bias": interval(i / 16 - j / 32, 0.0625) | {"prompts": 2},
     }
 
 

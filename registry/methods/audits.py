@@ -13,15 +13,16 @@ Array = NDArray[np.float64]
 
 
 def length_bias(rewards: Array, lengths: Array) -> Array:
-    """Per prompt, Spearman's rank correlation of reward and length among its samples, equal values sharing their mean rank.
+    """Spearman's rank correlation of reward and length among a prompt's samples, equal values sharing their mean rank, of each prompt
+    that has one.
 
     Within a prompt, so that a prompt that asks for long answers and has good ones is no bias. A prompt at which all
-    rewards or all lengths are equal has no order to agree with, and counts as 0.
+    rewards or all lengths are equal (all were cut at the limit) has no order to agree with, and is left out.
 
     Args:
         rewards, lengths: [prompts, samples].
     Returns:
-        [prompts], each in [-1, 1]; above 0 where longer answers score higher.
+        [prompts that have one], each in [-1, 1]; above 0 where longer answers score higher.
     Raises:
         ValueError: there are fewer than two samples a prompt.
     """
@@ -30,7 +31,7 @@ def length_bias(rewards: Array, lengths: Array) -> Array:
     of_reward, of_length = (rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (rewards, lengths))
     shared = (of_reward * of_length).sum(axis=1)
     scale = np.sqrt((of_reward**2).sum(axis=1) * (of_length**2).sum(axis=1))
-    return np.asarray(np.divide(shared, scale, out=np.zeros(len(shared)), where=scale > 0))
+    return np.asarray(shared[scale > 0] / scale[scale > 0])
 
 
 def divergence_of_gold(guide_gain: Array, gold_gain: Array, *, guide_reference: Array, gold_reference: Array) -> Array:

@@ -125,6 +125,17 @@ def interval(values: Array, *, confidence: float, resamples: int, seed: int) -> 
     return Interval(mean, *bca((values,), np.mean, confidence=confidence, resamples=resamples, seed=seed))
 
 
+def rate_interval(values: Array, *, confidence: float, resamples: int, seed: int) -> Interval:
+    """`interval` of values between 0 and 1. Where all of them are 0, or all are 1, resamples say that nothing else can be; then the
+    other end is the rate at which so many prompts show this with probability (1 - confidence) / 2, as of a binomial
+    (Clopper and Pearson, 1934): of 48 prompts without one, [0, 0.074]."""
+    found = interval(values, confidence=confidence, resamples=resamples, seed=seed)
+    if found.low < found.high or found.estimate not in (0.0, 1.0):
+        return found
+    end = ((1 - confidence) / 2) ** (1 / len(values))
+    return Interval(1.0, end, 1.0) if found.estimate else Interval(0.0, 0.0, 1 - end)
+
+
 def bca(
     values: tuple[Array, ...], statistic: Callable[..., Any], *, confidence: float, resamples: int, seed: int
 ) -> tuple[float, float]:
@@ -167,15 +178,15 @@ def over_seeds(values: Array, *, confidence: float) -> Interval:
     """
     mean = float(values.mean())
     seeds, prompts = values.shape
-    if prompts < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():
         return Interval(mean, mean, mean)
     by_seed, by_prompt = values.mean(axis=1) - mean, values.mean(axis=0) - mean
-    both = (seeds - 1) * (prompts - 1)
+    both = max((seeds - 1) * (prompts - 1), 1)  # with one prompt there is nothing but the seeds
     rest = float(((values - mean - by_seed[:, None] - by_prompt) ** 2).sum() / both)
     of_seeds = max(float(prompts * (by_seed**2).sum() / (seeds - 1)), rest)
-    of_prompts = max(float(seeds * (by_prompt**2).sum() / (prompts - 1)), rest)
+    of_prompts = max(float(seeds * (by_prompt**2).sum() / max(prompts - 1, 1)), rest)
     whole = of_seeds + of_prompts - rest
-    freedom = whole**2 / (of_seeds**2 / (seeds - 1) + of_prompts**2 / (prompts - 1) + rest**2 / both)
+    freedom = whole**2 / (of_seeds**2 / (seeds - 1) + of_prompts**2 / max(prompts - 1, 1) + rest**2 / both)
     half = float(student.ppf((1 + confidence) / 2, freedom)) * (whole / values.size) ** 0.5
     return Interval(mean, mean - half, mean + half)
 

@@ -18,10 +18,12 @@ RUN = 8
 
 _TOKENIZER = NLTKWordTokenizer()
 
+_UNABLE = (
+    r"(i (cannot|can't|won't|am (unable|not able) to)|i'm (unable|not able) to|as an ai|as a (large )?language model)"
+)
+_SORRY = r"((i'm |i am )?(sorry|afraid)|i apologi[sz]e)"
 _REFUSAL = re.compile(
-    r"\s*((i'm |i am )?sorry,? but|i apologi[sz]e,? but|i cannot|i can't|(i'm|i am) (unable|not able) to"
-    r"|as an ai|as a (large )?language model)\b",
-    re.IGNORECASE,
+    rf"\s*({_UNABLE}|{_SORRY}(,? but|[,.!]? (that )?{_UNABLE}| for [^.!?]*,? but {_UNABLE}))\b", re.IGNORECASE
 )
 
 

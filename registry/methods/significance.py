@@ -10,11 +10,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, permutation_test
+from scipy.optimize import brentq
+from scipy.stats import nct, permutation_test
+from scipy.stats import t as student
 
 from registry.methods.comparison import NUMBERS
 
 Array = NDArray[np.float64]
+
+FEWEST = 10
+"""Prompts below which p-values of the permutation test are so few that it finds less than a t test does."""
 
 
 def permutation_p(differences: Array, *, resamples: int, seed: int) -> float:
@@ -77,9 +82,10 @@ def can_tell(prompts: int, *, confidence: float) -> bool:
 
 
 def minimum_detectable_effect(differences: Array, *, confidence: float, power: float = 0.8) -> float:
-    """The mean difference that a study of as many such prompts finds significant with probability `power`:
-    (z_{1 - a/2} + z_power) s / sqrt(P) with a = 1 - `confidence`, s the standard deviation of the differences (of
-    P - 1), and means taken as normal. Where none was found, one of this size was missed with probability 1 - `power`.
+    """The mean difference that a study of as many such prompts finds significant with probability `power`: as the paired t test
+    does, of differences taken as normal with the standard deviation s (of P - 1) that these have, d s / sqrt(P) with d the
+    noncentrality at which its power is that. Where none was found, one of this size was missed with probability 1 - `power`.
+    The permutation test finds as much from `FEWEST` prompts on.
 
     Args:
         differences: [P].
@@ -90,5 +96,7 @@ def minimum_detectable_effect(differences: Array, *, confidence: float, power: f
     """
     if len(differences) < 2:
         raise ValueError(f"the spread of differences takes two prompts at least; there are {len(differences)}")
-    deviates = norm.ppf((1 + confidence) / 2) + norm.ppf(power)
-    return float(deviates * differences.std(ddof=1) / len(differences) ** 0.5)
+    freedom = len(differences) - 1
+    bar = float(student.ppf((1 + confidence) / 2, freedom))
+    shift = brentq(lambda d: float(nct.sf(bar, freedom, d)) - power, 0.0, bar + 20)
+    return float(shift * differences.std(ddof=1) / len(differences) ** 0.5)

@@ -21,12 +21,17 @@ def test_length_bias_is_one_minus_six_sums_of_squared_rank_differences() -> None
 
 
 @given(FIVE, FIVE)
-def test_it_is_spearmans_correlation_and_zero_where_that_is_none(rewards, lengths) -> None:
-    found = length_bias(np.array([rewards], dtype=float), np.array([lengths], dtype=float))[0]
+def test_it_is_spearmans_correlation_and_left_out_where_that_is_none(rewards, lengths) -> None:
+    found = length_bias(np.array([rewards], dtype=float), np.array([lengths], dtype=float))
     if len(set(rewards)) == 1 or len(set(lengths)) == 1:
-        assert found == 0
+        assert len(found) == 0
     else:
-        assert found == pytest.approx(spearmanr(rewards, lengths).statistic)
+        assert found[0] == pytest.approx(spearmanr(rewards, lengths).statistic)
+
+
+def test_prompts_whose_answers_were_all_cut_at_the_limit_dilute_nothing() -> None:
+    rewards, lengths = np.array([[0.0, 1, 2], [3, 1, 2]]), np.array([[1.0, 2, 3], [48, 48, 48]])
+    assert length_bias(rewards, lengths).tolist() == pytest.approx([1])
 
 
 @given(FIVE, FIVE)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 from scipy.stats import t as student
 
 from registry.methods import comparison
@@ -16,6 +17,7 @@ from registry.methods.comparison import (
     best_of_n_win_rates,
     interval,
     over_seeds,
+    rate_interval,
     strict_win_rates,
     win_rates,
 )
@@ -162,6 +164,21 @@ def test_values_that_say_nothing_about_spread_give_a_point() -> None:
     assert interval(np.array([2.0, 2.0]), confidence=0.9, resamples=100, seed=0) == (2, 2, 2)
 
 
+@pytest.mark.parametrize(("n", "low"), [(1, 0.025), (6, 0.5407), (48, 0.9260)])
+def test_a_rate_that_was_all_or_nothing_has_the_exact_other_end(n: int, low: float) -> None:
+    options = {"confidence": 0.95, "resamples": 200, "seed": 0}
+    assert rate_interval(np.ones(n), **options) == pytest.approx((1, low, 1), abs=1e-4)
+    assert rate_interval(np.zeros(n), **options) == pytest.approx((0, 0, 1 - low), abs=1e-4)
+    assert binom.pmf(n, n, rate_interval(np.ones(n), **options).low) == pytest.approx(0.025)
+
+
+def test_a_rate_that_varied_has_its_interval_and_a_half_everywhere_is_a_half() -> None:
+    options = {"confidence": 0.95, "resamples": 200, "seed": 0}
+    values = np.array([0.0, 1, 1, 0.5, 1, 1])
+    assert rate_interval(values, **options) == interval(values, **options)
+    assert rate_interval(np.full(4, 0.5), **options) == (0.5, 0.5, 0.5)
+
+
 def test_of_few_normal_values_the_level_asked_of_the_resamples_makes_it_students() -> None:
     """Averaged over many sets of values, for one set is skewed."""
     n, generator = 12, np.random.default_rng(5)
@@ -203,6 +220,11 @@ def test_prompts_that_are_all_alike_leave_students_interval_over_seeds() -> None
     assert over_seeds(np.tile(values[:, None], (1, 20)), confidence=0.9) == pytest.approx((values.mean(), low, high))
 
 
+def test_with_one_prompt_it_is_students_interval_over_seeds() -> None:
+    values = np.array([[1.0], [3.0], [5.0]])
+    assert over_seeds(values, confidence=0.9) == pytest.approx((3, *student.interval(0.9, 2, 3, 2 / 3**0.5)))
+
+
 def test_what_seeds_or_prompts_explain_less_of_than_nothing_is_nothing() -> None:
     # Rows and columns have one mean: all of the spread is neither the seed's nor the prompt's.
     values = np.array([[1.0, -1.0], [-1.0, 1.0]])
@@ -212,7 +234,6 @@ def test_what_seeds_or_prompts_explain_less_of_than_nothing_is_nothing() -> None
 
 def test_over_seeds_too_values_without_spread_give_a_point() -> None:
     assert over_seeds(np.full((3, 2), 2.0), confidence=0.9) == (2, 2, 2)
-    assert over_seeds(np.array([[1.0], [3.0]]), confidence=0.9) == (2, 2, 2)
 
 
 def test_accuracy_gives_ties_one_half() -> None:

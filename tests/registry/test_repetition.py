@@ -94,6 +94,13 @@ def test_at_one_half_of_the_four_grams_a_text_is_degenerate(period: int) -> None
         "  I AM SORRY but no.",
         "Sorry, but I would rather not.",
         "I apologize, but this is not possible.",
+        "I'm sorry, I can't assist with that.",
+        "Sorry, I can't help you there.",
+        "I'm sorry. I won't do that.",
+        "I apologize, I cannot answer.",
+        "I'm afraid that I can't.",
+        "I'm sorry for any confusion, but as an AI I have no hands.",
+        "I won't answer.",
         "I cannot answer.",
         "I can\u2019t answer.",
         "I am unable to say.",
@@ -109,7 +116,15 @@ def test_a_refusal_is_known_by_its_opening(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "As an aid to memory, write it down.", "I'm sorry to hear that.", "Sorry!", "I canoe."]
+    "text",
+    [
+        "",
+        "As an aid to memory, write it down.",
+        "I'm sorry to hear that.",
+        "Sorry!",
+        "I canoe.",
+        "Sorry for the wait, but here it is.",
+    ],
 )
 def test_other_openings_are_no_refusals(text: str) -> None:
     assert not is_refusal(text)
