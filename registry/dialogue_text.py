@@ -149,8 +149,9 @@ def cut_left(
 
 def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of a sampled answer, without the spaces at its ends, which a template writes or does not. Where the template is
-    the bare words they belong to it: nothing else parts the answer from the prompt."""
-    text = decode_plain(tokenizer, ids)
+    the bare words they belong to it: nothing else parts the answer from the prompt. Of a last character whose bytes are not all there,
+    because the answer was cut off, there is nothing: what stands for it would be learnt as a character."""
+    text = decode_plain(tokenizer, ids).rstrip("\N{REPLACEMENT CHARACTER}")
     return text if tokenizer.chat_template == TEMPLATES["text"] else text.strip()
 
 

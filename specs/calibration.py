@@ -23,6 +23,7 @@ class Calibrate(Seeded):
     mean of that rank over the prompts that were."""
 
     produces: ClassVar[str] = "calibrated reward"
+    version: ClassVar[int] = 2
     made_of: ClassVar[tuple[str, ...]] = ("reward",)
 
     do: Literal["calibrate"]

@@ -20,6 +20,7 @@ class Sample(Seeded):
     """Responses of a policy to prompts."""
 
     produces: ClassVar[str] = "responses"
+    version: ClassVar[int] = 2
 
     do: Literal["sample"]
     from_: Policy = Field(alias="from")

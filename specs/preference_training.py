@@ -43,7 +43,7 @@ class DPO(Rounds):
     samples, round by round."""
 
     produces: ClassVar[str] = "language model"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     do: Literal["dpo"]
     data: PreferencePairs | None = None

@@ -24,6 +24,7 @@ class RL(TrainingOnline):
     left unwhitened. With a calibrated and transformed reward it is CTRL (arXiv 2412.19792). `batch_size` counts prompts."""
 
     produces: ClassVar[str] = "language model"
+    version: ClassVar[int] = 2
 
     do: Literal["rl"]
     prompts: Prompts
@@ -118,7 +119,7 @@ class RRHF(Rounds):
     round before (the paper's IP-n)."""
 
     produces: ClassVar[str] = "language model"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     do: Literal["rrhf"]
     data: PairsOrPrompts
@@ -168,7 +169,7 @@ class RAFT(Rounds):
     """Reward-ranked fine-tuning (Dong et al., arXiv 2304.06767): sample, keep the best by reward, fine-tune on them; again."""
 
     produces: ClassVar[str] = "language model"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     do: Literal["raft"]
     prompts: Prompts
@@ -209,6 +210,7 @@ class BOND(TrainingOnline):
     anchor that follows the policy slowly, so best-of-two again and again. `batch_size` counts prompts."""
 
     produces: ClassVar[str] = "language model"
+    version: ClassVar[int] = 2
 
     do: Literal["bond"]
     prompts: Prompts

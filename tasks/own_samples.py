@@ -1,7 +1,7 @@
 """What a training stage draws from the model it improves, with the rewards; kept until the stage is built.
 
-The draws of a round are its own: their random numbers belong to (seed, prompt, round, sample), so a later round does
-not meet the numbers of an earlier one, nor those of any other stage.
+The draws of a round are its own: their random numbers belong to (seed, prompt, round, sample) and, night after night, to the
+model that the night went on from, so a later round does not meet the numbers of an earlier one, nor those of any other stage.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def own_samples(
 ) -> Drawn:
     """Samples of the model that the stage goes on from."""
     rule = Rule(job.start, temperature=temperature, top_p=top_p)
-    stream = f"{job.entry.do} round {getattr(job.entry, 'round', 1)}"
+    stream = f"{job.entry.do} round {getattr(job.entry, 'round', 1)}{_night(job.artifact)}"
 
     def made() -> Drawn:
         (drawn,) = draw(
@@ -39,6 +39,15 @@ def own_samples(
         return drawn
 
     return drawn_once(job, "samples", made)
+
+
+def _night(artifact: Artifact) -> str:
+    """Which model of an earlier run the stage's first round went on from."""
+    for since in artifact.inputs.get("since", ()):
+        return f" since {since.fingerprint}"
+    for previous in artifact.inputs.get("previous", ()):
+        return _night(previous)
+    return ""
 
 
 def drawn_once(job: Job, name: str, made: Callable[[], Drawn]) -> Drawn:

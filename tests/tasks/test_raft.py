@@ -496,6 +496,7 @@ def test_a_night_after_the_first_draws_from_and_trains_what_the_last_run_left(st
         (now.home / "studies" / "small").mkdir(parents=True, exist_ok=True)
         complete(now.study, now.home, now.nodes)
         nights.append(stages.Built(artifact, built.metrics, built.events))
+    assert [own_samples._night(night.artifact) for night in nights] == ["", f" since {nights[0].artifact.fingerprint}"]
     # The second's first loss is that of its rows under the first's model, and its penalty counts from the initial one.
     model, total, count = trained(folder, nights[0]), 0.0, 0
     for p, s in kept(nights[1]):
