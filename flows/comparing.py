@@ -10,7 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from flows.wording import p_value
+from flows.wording import divergence, p_value
 from registry.artifacts import Artifact
 from registry.methods.comparison import interval, rate_interval, win_rates
 from registry.methods.significance import draws_for, holm, permutation_p
@@ -52,12 +52,16 @@ class Entrant:
     """What part each of those rewards had in the policy."""
     is_random: bool
     """Whether it draws: of two that do, samples of one number share their random numbers."""
-    reference: str
-    """The fingerprint of the policy that its evaluation compared with."""
-    kl: Mapping[str, float] | None
-    """The interval of its divergence from that policy's model, in nats; None where it is not known."""
+    kl: dict[str, tuple[str, Mapping[str, float]]]
+    """By the fingerprint of the policy from whose model it was measured: the estimate's name and interval, in nats."""
     positions: float
     """Forward positions of an answer, of its model and its guides."""
+    also: tuple[str, ...] = ()
+    """Its names in evaluations that found the same answers of it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.name, *self.also
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ class Comparison:
 
     reference: str
     rows: list[dict[str, Any]]
-    """One for each reward and entrant: the reward's part in it; mean reward, difference, win rate and divergence with the ends of
-    their intervals; p-values; the forward positions of an answer."""
+    """One for each reward and entrant: the reward's part in it; mean reward, difference, win rate and divergence (from the model of
+    the reference) with the ends of their intervals, and how the divergence is known; p-values; the forward positions of an answer."""
     left_out: list[str]
     """Sentences: who is not in `rows`, and why."""
     confidence: float
@@ -77,10 +81,11 @@ def compare(views: Sequence[View], against: str | None = None) -> Comparison:
     """Raises `UserError` where there is nothing to compare, or no entrant is called `against` (the first study's reference)."""
     reference, entrants, names, settings = _entrants(views)
     if against is not None:
-        if against not in (known := [e.name for e in entrants]):
+        if against not in (known := [name for e in entrants for name in e.names]):
             raise UserError(f"there is no `{against}`{did_you_mean(against, known) or f'; there are {listed(known)}'}")
         reference = against
-    (base,) = (e for e in entrants if e.name == reference)
+    (base,) = (e for e in entrants if reference in e.names)
+    reference = base.name
     stored = {id(view) for _, view, *_ in _evaluations(views)}
     left_out = [
         f"{view.study.name}: it has no stored `evaluate` stage; run it" for view in views if id(view) not in stored
@@ -91,16 +96,15 @@ def compare(views: Sequence[View], against: str | None = None) -> Comparison:
     for entrant in entrants:
         if entrant not in fit:
             left_out.append(f"{entrant.name}: its answers had other limits ({entrant.limits}, not {base.limits})")
+        elif entrant.kl and base.fingerprint not in entrant.kl:
+            left_out.append(f"{entrant.name}, its divergence: it was not measured from the model of {reference}")
     for reward, by_prompt in base.rewards.items():
         found = []
         for entrant in fit:
             shared = [p for p in entrant.rewards.get(reward, {}) if p in by_prompt]
             if len(shared) < FEWEST:
-                why = (
-                    f"{len(shared)} prompts in common with {reference}"
-                    if reward in entrant.rewards
-                    else "it was not asked"
-                )
+                few = f"{len(shared)} prompts in common with {reference}"
+                why = few if reward in entrant.rewards else f"it {_unasked(reward, entrant, names)}"
                 left_out.append(f"{entrant.name} by {names[reward]}: {why}")
                 continue
             ours, theirs = (np.array([side[reward][p] for p in shared]) for side in (entrant.rewards, base.rewards))
@@ -115,7 +119,17 @@ def compare(views: Sequence[View], against: str | None = None) -> Comparison:
         for row, p in zip(others, holm([row["p"] for row in others]), strict=True):
             row["p_holm"] = p
         rows += found
+    for entrant in fit:
+        for reward in (r for r in entrant.rewards if r not in base.rewards):
+            left_out.append(f"{entrant.name} by {names[reward]}: {reference} {_unasked(reward, base, names)}")
     return Comparison(reference, rows, left_out, settings["confidence"])
+
+
+def _unasked(reward: str, entrant: Entrant, names: Mapping[str, str]) -> str:
+    """How it comes that an entrant has no value by a reward."""
+    own = {names[one].rpartition(":")[2]: names[one] for one in entrant.rewards}
+    another = own.get(names[reward].rpartition(":")[2])
+    return f"was asked `{another}`, which is another reward" if another else "was not asked"
 
 
 def _row(
@@ -140,8 +154,9 @@ def _row(
         found = (rate_interval if what == "win_rate" else interval)(each, **settings)
         row |= {what: found.estimate, f"{what}_low": found.low, f"{what}_high": found.high}
     # From another reference it would be another distance.
-    if entrant.kl is not None and entrant.reference == base.reference:
-        row |= {"kl": entrant.kl["estimate"], "kl_low": entrant.kl["low"], "kl_high": entrant.kl["high"]}
+    if base.fingerprint in entrant.kl:
+        how, kl = entrant.kl[base.fingerprint]
+        row |= {"kl": kl["estimate"], "kl_low": kl["low"], "kl_high": kl["high"], "kl_estimator": how}
     row["positions_per_answer"] = entrant.positions
     if entrant is not base:
         row["p"] = permutation_p(difference, resamples=draws, seed=settings["seed"])
@@ -149,7 +164,8 @@ def _row(
 
 
 def _entrants(views: Sequence[View]) -> tuple[str, list[Entrant], dict[str, str], dict[str, Any]]:
-    """The reference of the first evaluation, every entrant once, the rewards' names, and the first evaluation's intervals."""
+    """The reference of the first evaluation, every entrant once with all that was found of it, the rewards' names (`study:reward` of
+    another one that is called as an earlier one is), and the first evaluation's intervals."""
     reference: str | None = None
     entrants: list[Entrant] = []
     names: dict[str, str] = {}
@@ -161,7 +177,8 @@ def _entrants(views: Sequence[View]) -> tuple[str, list[Entrant], dict[str, str]
         study = view.study.name if studies[view.study.name] == 1 else f"{view.study.name}#{number}"
         place = f"{study}:{name}" if several else study
         prints = evaluation.results["rewards"]
-        names = dict(zip(prints, evaluation.rewards, strict=True)) | names
+        for mark, reward in zip(prints, evaluation.rewards, strict=True):
+            names.setdefault(mark, f"{place}:{reward}" if reward in names.values() else reward)
         for entrant in _of(artifact, place, evaluation):
             if entrant.name == f"{place}:{evaluation.reference}" and reference is None:
                 reference = entrant.name
@@ -171,7 +188,11 @@ def _entrants(views: Sequence[View]) -> tuple[str, list[Entrant], dict[str, str]
                     "resamples": entry.resamples,
                     "seed": artifact.fields["seed"],
                 }
-            entrants += [] if any(_is_same(entrant, e) for e in entrants) else [entrant]
+            at = next((i for i, e in enumerate(entrants) if _is_same(entrant, e)), None)
+            if at is None:
+                entrants.append(entrant)
+            else:
+                entrants[at] = _joined(entrants[at], entrant)
     if reference is None:
         raise UserError("none of these studies has a stored `evaluate` stage; `alignflow run` them first")
     return reference, entrants, names, settings
@@ -183,6 +204,17 @@ def _is_same(one: Entrant, other: Entrant) -> bool:
         return False
     shared = one.rewards.keys() & other.rewards.keys()
     return bool(shared) and all(one.rewards[reward] == other.rewards[reward] for reward in shared)
+
+
+def _joined(one: Entrant, again: Entrant) -> Entrant:
+    """With what another evaluation found of it besides."""
+    return replace(
+        one,
+        rewards=again.rewards | one.rewards,
+        parts=again.parts | one.parts,
+        kl=again.kl | one.kl,
+        also=(*one.also, again.name),
+    )
 
 
 def _evaluations(views: Sequence[View]) -> Iterator[tuple[int, View, str, Artifact]]:
@@ -215,8 +247,7 @@ def _of(artifact: Artifact, place: str, evaluation: Evaluation) -> list[Entrant]
                 own,
                 parts=dict(zip(rewards, roles, strict=True)),
                 is_random=random[mark],
-                reference=evaluation.fingerprint(evaluation.reference),
-                kl=None if kl is None else kl[1],
+                kl={} if kl is None else {evaluation.fingerprint(evaluation.reference): kl},
                 positions=evaluation.positions(policy),
             )
         )
@@ -229,9 +260,12 @@ def tables(comparison: Comparison) -> Iterator[Table]:
     for reward in dict.fromkeys(row["reward_fingerprint"] for row in comparison.rows):
         rows = [row for row in comparison.rows if row["reward_fingerprint"] == reward]
         table = Table(
-            title=f"judged by {rows[0]['judged_by']}, against {comparison.reference}{percent}", title_justify="left"
+            title=f"judged by {rows[0]['judged_by']}, against {comparison.reference}{percent}",
+            title_justify="left",
+            caption=f"KL from the model of {comparison.reference}",
+            caption_justify="left",
         )
-        columns = ("policy", "part", "prompts", "reward", "difference", "win rate", "p (Holm)", "nats", "positions")
+        columns = ("policy", "part", "prompts", "reward", "difference", "win rate", "p (Holm)", "KL, nats", "positions")
         for column in columns:
             table.add_column(column)
         # Rewards are of the prompts that a policy shares with the reference, so that differences alone have one scale.
@@ -246,7 +280,7 @@ def tables(comparison: Comparison) -> Iterator[Table]:
                 str(row["prompts"]),
                 *spread,
                 p_value(row["p_holm"]) if "p_holm" in row else "",
-                f"{row['kl']:.3g}" if "kl" in row else "",
+                divergence((row["kl_estimator"], {"estimate": row["kl"]})) if "kl" in row else "",
                 f"{row['positions_per_answer']:,.0f}",
             )
         yield table

@@ -14,7 +14,7 @@ from flows.beside import Beside
 from flows.figures import Curve, Point, curves, glyph, scatter
 from flows.optimisation import families
 from flows.page import bullets, joined, paragraph, section, table
-from flows.report_table import Rows, by_place
+from flows.report_table import ALIKE, Rows, by_place
 from flows.reward_roles import order, part
 from flows.theme import Look
 from flows.wording import ESTIMATORS, spread
@@ -67,6 +67,11 @@ def _ends(row: Mapping[str, Any], what: str) -> tuple[float, float]:
     return row[f"{what}_low"], row[f"{what}_high"]
 
 
+def _interval(row: Mapping[str, Any], of: str = "") -> dict[str, float]:
+    """A mean reward with its ends, as columns of a CSV file."""
+    return {f"{of}{what}": row[what] for what in ("reward", "reward_low", "reward_high")}
+
+
 def on_front(costs: Mapping[str, float], rewards: Mapping[str, float]) -> set[str]:
     """The policies that no other one beats: none costs as little and has as much reward, and less or more of one."""
     names = list(costs)
@@ -93,7 +98,7 @@ def _against_kl(
             ends = (kl["low"], kl["high"]), _ends(row, "reward")
             points.append(Point(p, kl["estimate"], row["reward"], looks[p], *ends, FILLS[how], p in best))
             shown.append({
-                "policy": p, "judged_by": reward, "reward": row["reward"], "kl": kl["estimate"], "kl_low": kl["low"],
+                "policy": p, "judged_by": reward, **_interval(row), "kl": kl["estimate"], "kl_low": kl["low"],
                 "kl_high": kl["high"], "kl_estimator": how, "on_front": p in best,
             })  # fmt: skip
         curve = _of_reference(evaluation, reward, looks)
@@ -162,7 +167,7 @@ def _against_compute(
             {
                 "policy": p,
                 "judged_by": reward,
-                "reward": rows[p, reward]["reward"],
+                **_interval(rows[p, reward]),
                 "positions_per_answer": cost,
                 "on_front": p in best,
             }
@@ -174,7 +179,7 @@ def _against_compute(
         panels[reward] = scatter(points, title, scales, about, lower_is_better=True, paths=paths)
     caption = (
         "Mean reward above, forward positions of an answer to the right (what the policy's model and its guides read and wrote, "
-        "over all draws). The dotted stairs join what no other policy beats."
+        f"over all draws; {ALIKE}). The dotted stairs join what no other policy beats."
     )
     return Markup("<h4>Reward against compute</h4>{}").format(beside.figures(name, "compute", panels, caption, shown))
 
@@ -195,7 +200,15 @@ def _against_each_other(
             for p, (a, b) in zip(evaluation.policies, values.tolist(), strict=True)
         ]
         shown += [
-            {"policy": p.name, "x": x, "y": y, "x_reward": p.x, "y_reward": p.y, "on_front": p.on_front} for p in points
+            {
+                "policy": p,
+                "x": x,
+                "y": y,
+                **_interval(rows[p, x], "x_"),
+                **_interval(rows[p, y], "y_"),
+                "on_front": p in best,
+            }
+            for p in evaluation.policies
         ]
         about = f"{y} upwards against {x} to the right. On the front: {_names(best, evaluation)}."
         panels[f"{x}.{y}"] = scatter(points, f"{y} against {x}", (Scale(x), Scale("")), about, paths=paths)

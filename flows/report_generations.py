@@ -41,10 +41,10 @@ def pairs(evaluation: Evaluation, answers: Sequence[Mapping[str, Any]], policy: 
 
 def most(found: Sequence[Pair]) -> list[Pair]:
     """The first few that gained, no two at one prompt."""
-    chosen: dict[str, Pair] = {}
+    chosen: dict[tuple[str, str], Pair] = {}
     for pair in found:
         if pair.gain > 0 and len(chosen) < SHOWN:
-            chosen.setdefault(pair.answer["prompt"], pair)
+            chosen.setdefault((pair.answer["prompt"], pair.answer["dialogue"]), pair)
     return list(chosen.values())
 
 
@@ -78,11 +78,17 @@ def _shown(title: str, chosen: Sequence[Pair], evaluation: Evaluation, policy: s
     yield Markup("<h4>{}</h4>").format(title)
     for pair in chosen:
         change = f"{judge} {pair.gain:+.3f}"
-        yield Markup("<p class=prompt>{} <span class=part>{}</span></p><div class=answers>{}{}</div>").format(
-            pair.answer["prompt"], change, *(
+        yield Markup("<p class=prompt>{} <span class=part>{}</span></p>{}<div class=answers>{}{}</div>").format(
+            pair.answer["prompt"], change, before(pair.answer["dialogue"]), *(
                 _answer(name, row, evaluation) for name, row in ((policy, pair.answer), (evaluation.reference, pair.reference))
             )
         )  # fmt: skip
+
+
+def before(dialogue: str) -> Markup:
+    """A dialogue of several turns, of which the last stands above."""
+    text = Markup("<div class=said tabindex=0>{}</div>").format(dialogue)
+    return folded("The whole dialogue", text) if dialogue else Markup("")
 
 
 def _answer(name: str, row: Mapping[str, Any], evaluation: Evaluation) -> Markup:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from flows.beside import Beside
 from flows.page import paragraph, switch, table
-from flows.report_table import by_place, name_of, ranked
+from flows.report_table import ALIKE, by_place, name_of, ranked
 from flows.reward_roles import order
 from flows.theme import Look
 from flows.wording import count, spread
@@ -63,7 +63,8 @@ def equal_spending(name: str, evaluation: Evaluation, looks: Mapping[str, Look],
             choices.append((label, _table(evaluation, measure, some, looks)))
     note = (
         "What each policy is worth where it may draw as often as one answer of the dearest pays for, and keeps the best by its "
-        f"own reward, or by {evaluation.chooser} where it has none (calls of that reward are not counted as compute). Where "
+        f"own reward, or by {evaluation.chooser} where it has none (calls of that reward are not counted as compute). "
+        f"Compute is positions, and {ALIKE}. Where "
         "fewer were drawn than could be paid for, the value is read at all that were; under the reward "
         "that chooses, more draws can only raise it."
     )

@@ -14,8 +14,10 @@ from flows.reward_roles import first_judge, order, part
 from flows.theme import Look
 from flows.wording import ESTIMATORS, count, duration, ends, number, p_value, spread
 from tasks.evaluation_table import Evaluation
+from tasks.lineage import Making
 
 Rows = dict[tuple[str, str], dict[str, Any]]
+ALIKE = "a position counts alike whichever model reads it"
 
 
 def by_place(evaluation: Evaluation) -> Rows:
@@ -54,7 +56,7 @@ def main_table(name: str, evaluation: Evaluation, looks: Mapping[str, Look], bes
             Cell(count(row["tokens_per_answer"]), row["tokens_per_answer"]),
             Cell(count(row["positions_per_answer"]), row["positions_per_answer"]),
             Cell(duration(row["seconds_per_answer"]), row["seconds_per_answer"]),
-            Cell(duration(row["making_seconds"]), row["making_seconds"]),
+            _built_in(evaluation.making[evaluation.policies.index(policy)]),
         ]
         body.append(cells)
     percent = f"{100 * evaluation.results['confidence']:g}"
@@ -63,7 +65,7 @@ def main_table(name: str, evaluation: Evaluation, looks: Mapping[str, Look], bes
         f"{evaluation.reference}, whose mean reward is the dashed mark on each bar. A reward that guides a policy, or taught its "
         f"guide, says so beside the value. KL is that of a policy's whole answers from the model of {evaluation.reference}, in nats. "
         "Positions are what the policy's model and its guides read and wrote, over all draws of an answer; built in, the time of "
-        "all stages below the policy (of one that was resumed, its last attempt)."
+        "all stages below the policy (of one that was resumed, its last attempt; at least so long where not all are stored here)."
     )
     files = beside.numbers(name, list(evaluation.rows())), beside.numbers(f"{name}.policies", list(about.values()))
     links = Markup(" Numbers: <a href='{0}'>{0}</a>, <a href='{1}'>{1}</a>").format(*files)
@@ -104,6 +106,10 @@ def _kl(evaluation: Evaluation, policy: str) -> Cell:
     interval = ends(value["low"], value["high"])
     text = Markup("{}<br><small>{}</small>") if name == "bound" else Markup("{}<br><small>{}<br>{}</small>")
     return Cell(text.format(shown, interval, words), value["estimate"])
+
+
+def _built_in(made: Making) -> Cell:
+    return Cell(f"{'' if made.is_all else 'at least '}{duration(made.seconds)}", made.seconds)
 
 
 def _bar(row: Mapping[str, Any], reference: float, rows: Sequence[Mapping[str, Any]]) -> Markup:
@@ -177,13 +183,19 @@ def every_number(evaluation: Evaluation) -> Markup:
         ]
         for row in rows
     ]
-    heads = ["policy", *map(_words, texts), *map(_words, counts), "device time per answer", "peak memory"]
+    heads = ["policy", *(_words(what, evaluation.reference) for what in (*texts, *counts))]
     return folded(
         "Every number: tests, strict win rates, what the texts are like, costs",
         by_reward,
-        table(heads, cells, "all numbers by policy"),
+        table([*heads, "device time per answer", "peak memory"], cells, "all numbers by policy"),
     )
 
 
-def _words(name: str) -> str:
-    return name.replace("kl_", "KL: ").replace("_", " ").replace("rao blackwell", "Rao-Blackwell").replace("lmc", "LMC")
+def _words(name: str, reference: str = "") -> str:
+    told = {
+        "perplexity_own": f"perplexity: own answers under the model of {reference}",
+        "perplexity_given": "perplexity: given answers under the policy",
+        "texts_scored_per_answer": "whole texts scored per answer",  # guides of tokens read no text again from its beginning
+    }
+    words = name.replace("kl_", "KL: ").replace("_", " ")
+    return told.get(name, words.replace("rao blackwell", "Rao-Blackwell").replace("lmc", "LMC"))

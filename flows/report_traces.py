@@ -8,8 +8,9 @@ from typing import Any
 from markupsafe import Markup
 
 from flows.page import folded, joined, paragraph, section, table, words
+from flows.report_generations import before
 from registry.artifacts import Artifact
-from tasks.evaluation_table import TRACES, Evaluation
+from tasks.evaluation_table import TRACES, Evaluation, generations
 from tasks.inputs import read_lines
 from tasks.lineage import guides_of
 
@@ -24,8 +25,15 @@ def traces(evaluation: Evaluation, artifact: Artifact) -> Markup:
     if not path.exists():
         return Markup("")
     policies = [*artifact.inputs["policies"], artifact.one("against")]
+    # The prompt that is traced is the first.
+    dialogue = before(next(generations(artifact, evaluation.policies, evaluation.rewards))["dialogue"])
     folds = [
-        folded(evaluation.policies[row["policy"]], paragraph(row["prompt"], "prompt"), *_told(row["events"], guides))
+        folded(
+            evaluation.policies[row["policy"]],
+            paragraph(row["prompt"], "prompt"),
+            dialogue,
+            *_told(row["events"], guides),
+        )
         for row in read_lines(path)
         for guides in (guides_of(policies[row["policy"]]),)
     ]

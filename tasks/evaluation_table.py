@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry.artifacts import Artifact
+from registry.dialogue_text import shown
 from registry.methods.best_of_n import kl_bound
 from tasks.inputs import read_lines
-from tasks.lineage import Role, making, role
+from tasks.lineage import Making, Role, making, role
 from tasks.verdict_table import verdict_metrics, verdict_rows, win_rate
 
 EVALUATION = "evaluation.json"
@@ -36,7 +37,7 @@ class Evaluation:
     """Of each policy, `seconds` and `device_seconds` of an answer, and `memory` (bytes)."""
     roles: tuple[tuple[Role, ...], ...]
     """Of each policy, what part each reward had in it."""
-    making: tuple[float, ...]
+    making: tuple[Making, ...]
     """Of each policy, the seconds in which everything below it was built."""
     judges: tuple[str, ...] = ()
 
@@ -58,7 +59,7 @@ class Evaluation:
 
     def policy_rows(self) -> Iterator[dict[str, Any]]:
         """One flat row for each policy: what its answers are like, how far it is from the reference's model, what an answer
-        costs."""
+        costs, and what making it took (`at_least_making_seconds` where that is not known of all below it)."""
         for name, policy, spent, made in zip(
             self.policies, self.results["policies"], self.measured, self.making, strict=True
         ):
@@ -71,7 +72,8 @@ class Evaluation:
             row |= {f"{what}_per_answer": count for what, count in policy["cost"].items()}
             row |= {f"{what}_per_answer": spent[what] for what in ("seconds", "device_seconds")}
             row["positions_per_answer"] = self.positions(name)
-            yield row | {"peak_memory": spent["memory"], "making_seconds": made}
+            what = "making_seconds" if made.is_all else "at_least_making_seconds"
+            yield row | {"peak_memory": spent["memory"], what: made.seconds}
 
     def met(self, policies: Collection[str] = ()) -> str:
         """Which policies (or which of some) were made on some of the prompts, or on data that are not here any more, in words;
@@ -227,11 +229,13 @@ def named(artifact: Artifact) -> Evaluation:
 
 
 def generations(artifact: Artifact, policies: Sequence[str], rewards: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The generation table: prompt, policy, response, and each reward as `reward.<name>`."""
+    """The generation table: prompt (the last message, and the whole dialogue where there are more), policy, response, and each
+    reward as `reward.<name>`."""
     assert artifact.folder is not None
     for row in read_lines(artifact.folder / GENERATIONS):
         yield {
             "prompt": row["prompt"][-1]["content"],
+            "dialogue": shown(row["prompt"]) if len(row["prompt"]) > 1 else "",
             "policy": policies[row["policy"]],
             "sample": row["sample"],
             "response": row["response"],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from registry.artifacts import Artifact
 from registry.store import RECORD
 from specs.data import Data
+from specs.kinds import KINDS
 from specs.plan import canonical
 from specs.stage import Stage
 
@@ -114,15 +115,27 @@ def guides_of(policy: Artifact) -> list[str]:
     return list({guide.fingerprint: guide.name for slot in slots for guide in slot}.values())
 
 
-def making(policy: Artifact) -> float:
-    """Seconds that all stages below a policy took when they were built, each counted once, whoever asked for it; of one that was
-    resumed, the last attempt."""
+class Making(NamedTuple):
+    """Seconds that stages took when they were built."""
+
+    seconds: float
+    is_all: bool
+    """Whether it is known of all: a promoted model brings along what it answers with, and not what taught it."""
+
+
+def making(policy: Artifact) -> Making:
+    """Of all stages below a policy, each counted once, whoever asked for it; of one that was resumed, the last attempt."""
     stages = {artifact.fingerprint: artifact for artifact in _reached(policy) if isinstance(artifact.entry, Stage)}
-    return sum(_seconds(artifact) for artifact in stages.values())
+    spent = [_spent(artifact) for artifact in stages.values()]
+    return Making(sum((one.seconds for one in spent), 0.0), all(one.is_all for one in spent))
 
 
-def _seconds(artifact: Artifact) -> float:
+def _spent(artifact: Artifact) -> Making:
+    """By a stage itself. A model that a run goes on `since` has the models below it alone: what else its record names is not
+    reached."""
     if artifact.folder is None or not (artifact.folder / RECORD).exists():
-        return 0.0
+        return Making(0.0, False)
     record = json.loads((artifact.folder / RECORD).read_text(encoding="utf-8"))
-    return float(record["provenance"]["seconds"])
+    here = {one.fingerprint for some in artifact.inputs.values() for one in some}
+    lost = [one for one in record["inputs"] if one["fingerprint"] not in here and one["kind"] in (*KINDS, "weighted")]
+    return Making(float(record["provenance"]["seconds"]), not lost)

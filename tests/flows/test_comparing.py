@@ -21,7 +21,7 @@ PROMPTS = [f"Question {i}?" for i in range(6)]
 POLICIES = ("base", "sft", "bon[n=2]", "bon[n=4]")
 
 KL: list[dict[str, Any]] = [
-    {"rao_blackwell": {"estimate": 0.0, "low": 0.0, "high": 0.0}},
+    {"point_mass": {"estimate": 31.25, "low": 30.0, "high": 32.0}},
     {"rao_blackwell": {"estimate": 1.25, "low": 1.0, "high": 1.5}},
     {"bound": {"estimate": 0.193, "low": 0.193, "high": 0.193}},
     {},
@@ -65,10 +65,12 @@ def first(tmp_path: Path, home: Path) -> View:
     return view
 
 
-def second(folder: Path, old: str = "", new: str = "", **options: Any) -> View:
+def second(folder: Path, *changes: tuple[str, str], **options: Any) -> View:
     """A study with another fine-tuning."""
-    text = handmade.STUDY.replace("name: small", "name: other").replace("data: pairs}", "data: pairs, epochs: 3}")
-    view = handmade.view(folder, text.replace(old, new) if old else text)
+    text = handmade.STUDY
+    for old, new in (("name: small", "name: other"), ("data: pairs}", "data: pairs, epochs: 3}"), *changes):
+        text = text.replace(old, new)
+    view = handmade.view(folder, text)
     put(view, 0.5, **options)
     return view
 
@@ -111,16 +113,34 @@ def test_divergence_and_cost_stand_beside_the_rewards(first: View, tmp_path: Pat
     assert [rows["other:sft"][f"kl{end}"] for end in ("", "_low", "_high")] == [1.25, 1.0, 1.5]
     assert rows["small:bon[n=2]"]["kl"] == 0.193 and "kl" not in rows["small:bon[n=4]"]
     assert {row["positions_per_answer"] for row in rows.values()} == {15.5}
-    (table, _) = tables(compare([first]))
-    shown = dict(zip(table.columns[0].cells, table.columns[-2].cells, strict=True))
-    assert (shown["small:sft"], shown["small:bon[n=4]"]) == ("1.25", "")
+
+
+def test_how_a_divergence_is_known_and_from_which_model_stands_beside_it(first: View, tmp_path: Path) -> None:
+    found = compare([first])
+    assert {row["policy"]: row.get("kl_estimator") for row in found.rows} == {
+        "small:base": "point_mass", "small:sft": "rao_blackwell", "small:bon[n=2]": "bound", "small:bon[n=4]": None,
+    }  # fmt: skip
+    (table, _) = tables(found)
+    assert dict(zip(table.columns[0].cells, table.columns[-2].cells, strict=True)) == {
+        "small:base": "31.250 (one answer)", "small:sft": "1.250", "small:bon[n=2]": "<= 0.193", "small:bon[n=4]": "",
+    }  # fmt: skip
+    assert table.columns[-2].header == "KL, nats" and table.caption == "KL from the model of small:base"
+
+
+SFT = ("against: base", "against: sft")
+LESS = ("tone: {kind: lexicon}", "tone: {kind: length, per_word: -1.0}")
 
 
 def test_a_divergence_from_another_reference_is_another_thing(first: View, tmp_path: Path) -> None:
-    found = compare([first, second(tmp_path, "against: base", "against: sft")])
+    found = compare([first, second(tmp_path, SFT)])
     others = [row for row in found.rows if row["policy"].startswith("other:")]
     assert others and not any("kl" in row for row in others)
     assert any("kl" in row for row in found.rows)
+    assert "other:sft, its divergence: it was not measured from the model of small:base" in found.left_out
+    assert not any("kl" in row for row in compare([first], "small:sft").rows), "base is what it was measured from"
+    # Where both saw the base, what the second study measured from its own reference is known of it too.
+    rows = {row["policy"]: row for row in compare([first, second(tmp_path, SFT)], "other:sft").rows}
+    assert rows["small:base"]["kl"] == 31.25 and "kl" not in rows["small:sft"]
 
 
 def test_only_what_both_were_asked_is_compared(first: View, tmp_path: Path) -> None:
@@ -133,9 +153,31 @@ def test_only_what_both_were_asked_is_compared(first: View, tmp_path: Path) -> N
 
 
 def test_a_reward_that_only_one_study_asked_is_no_comparison(first: View, tmp_path: Path) -> None:
-    found = compare([first, second(tmp_path, "tone: {kind: lexicon}", "tone: {kind: length, per_word: -1.0}")])
+    found = compare([first, second(tmp_path, LESS)])
     assert {row["policy"].split(":")[0] for row in found.rows if row["judged_by"] == "tone"} == {"small"}
+    assert "other:sft by tone: it was asked `other:tone`, which is another reward" in found.left_out
+
+
+def test_a_reward_that_a_later_study_alone_asked_is_told(first: View, tmp_path: Path) -> None:
+    other = second(tmp_path, LESS, ("tone", "mood"))
+    found = compare([first, other])
+    # Both saw the base answer, so that what either study's reward said of it is known.
+    rows = [row["policy"] for row in found.rows if row["judged_by"] == "mood"]
+    assert rows == ["small:base", *(f"other:{p}" for p in POLICIES[1:])]
     assert "other:sft by tone: it was not asked" in found.left_out
+    assert "small:sft by mood: it was not asked" in found.left_out
+    left_out = compare([first, other], "small:sft").left_out
+    assert [line for line in left_out if line.startswith(("small:base by", "other:sft by"))] == [
+        "other:sft by tone: it was not asked", "small:base by mood: small:sft was not asked",
+        "other:sft by mood: small:sft was not asked",
+    ]  # fmt: skip
+    left_out = compare([first, second(tmp_path, LESS)], "small:sft").left_out
+    assert "other:sft by other:tone: small:sft was asked `tone`, which is another reward" in left_out
+
+
+def test_a_policy_of_two_studies_is_found_by_either_name(first: View, tmp_path: Path) -> None:
+    both = [first, second(tmp_path)]
+    assert compare(both, "other:base") == compare(both, "small:base")
 
 
 def test_answers_under_other_limits_are_left_out_and_it_says_so(first: View, tmp_path: Path) -> None:
@@ -176,7 +218,7 @@ def test_a_study_that_was_not_run_is_named(first: View, tmp_path: Path) -> None:
 
 
 def test_two_studies_of_one_name_are_told_apart_by_their_number(first: View, tmp_path: Path) -> None:
-    again = second(tmp_path, "name: other", "name: small")
+    again = second(tmp_path, ("name: other", "name: small"))
     found = compare([first, again])
     assert found.reference == "small#1:base"
     assert "small#2:sft" in {row["policy"] for row in found.rows}
@@ -197,7 +239,7 @@ def test_two_runs_of_one_changed_file_are_compared_by_their_ids(
 ) -> None:
     runs = "aa11" * 8, "bb22" * 8
     handmade.end(first, runs[0])
-    handmade.end(second(tmp_path, "name: other", "name: small"), runs[1])  # the file says something else now
+    handmade.end(second(tmp_path, ("name: other", "name: small")), runs[1])  # the file says something else now
     assert main(["compare", runs[0], "bb22", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["reference"] == "small#1:base"

@@ -175,8 +175,9 @@ def test_the_table_has_a_row_a_policy_sorted_by_the_reward_that_had_no_part(stud
     assert [row[0] for row in (best, second, third, last)] == ["bon[n=4]", "sft", "bon[n=2]", "base (reference)"]
     assert second == [
         "sft", "3.125 [2.875, 3.375]", "0.547 [0.422, 0.672]", "2.000 [1.750, 2.250] guides", "0.531 [0.406, 0.656]",
-        "1.500 [1.250, 1.750] token by token", "11.0 [10.5, 11.5]", "12", "13", "0.750 s", "12.3 s",
+        "1.500 [1.250, 1.750] token by token", "11.0 [10.5, 11.5]", "12", "13", "0.750 s", "at least 12.3 s",
     ]  # fmt: skip
+    assert last[-1] == "0.000 s", "nothing had to be made of the base"
     assert best[5] == "at most 0.640 [0.640, 0.640]"
     assert third[5] == "0.190 [0.180, 0.200] for best-of-n"
     keys = [a["data-key"] for tag, a in page.tags if tag in ("td", "th") and "data-key" in a]
@@ -209,6 +210,8 @@ def test_the_csv_files_hold_the_artifacts_own_numbers(study: View) -> None:
     of_policies = rows_of(path.parent / "table.policies.csv")
     for row, expected in zip(of_policies, named(study.artifact("table")).policy_rows(), strict=True):
         assert {k: type(expected[k])(v) for k, v in row.items() if k in expected} == expected
+    made = [(row["making_seconds"], row["at_least_making_seconds"]) for row in of_policies]
+    assert made == [("0.0", ""), ("", "12.34"), ("", "0.0"), ("", "0.0")]
     assert rows_of(path.parent / "sft.csv") == [
         {"step": "1", "loss": "2.5", "learning_rate": "0.1", "accuracy": ""},
         {"step": "2", "loss": "1.25", "learning_rate": "", "accuracy": "0.75"},

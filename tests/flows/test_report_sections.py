@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import evaluated
 import handmade
 import pytest
+from markupsafe import escape
 from report_page import drawn, rows_of
 
 from flows.fronts import _paths, on_front
@@ -113,6 +115,8 @@ def test_the_fronts_numbers_are_the_artifacts(study: View) -> None:
     folder, text = shown(study)
     rows = {(r["policy"], r["judged_by"]): r for r in rows_of(folder / "table.kl.csv")}
     assert [rows[p, "gold"]["kl"] for p in evaluated.POLICIES] == ["0.0", "1.5", "0.19", "0.64"]
+    ends = [(rows[p, "tone"]["reward_low"], rows[p, "tone"]["reward_high"]) for p in evaluated.POLICIES]
+    assert ends == [("0.875", "1.375"), ("2.875", "3.375"), ("1.875", "2.375"), ("3.875", "4.375")]
     assert [rows[p, "gold"]["kl_estimator"] for p in evaluated.POLICIES] == ["rao_blackwell"] * 2 + [
         "best_of_n",
         "bound",
@@ -122,6 +126,11 @@ def test_the_fronts_numbers_are_the_artifacts(study: View) -> None:
     compute = {(r["policy"], r["judged_by"]): r for r in rows_of(folder / "table.compute.csv")}
     assert [compute[p, "tone"]["positions_per_answer"] for p in evaluated.POLICIES] == ["12.0", "13.0", "22.0", "42.0"]
     assert [compute[p, "tone"]["on_front"] for p in evaluated.POLICIES] == ["True", "True", "False", "True"]
+    assert [(compute[p, "tone"]["reward_low"], compute[p, "tone"]["reward_high"]) for p in evaluated.POLICIES] == ends
+    both = {r["policy"]: r for r in rows_of(folder / "table.rewards.csv")}
+    assert [(both[p]["x_reward_low"], both[p]["x_reward_high"]) for p in evaluated.POLICIES] == ends
+    assert (both["sft"]["y"], both["sft"]["y_reward"]) == ("gold", "2.0")
+    assert (both["sft"]["y_reward_low"], both["sft"]["y_reward_high"]) == ("1.75", "2.25")
     assert "full: token by token; full on the left: for best-of-n; full below: at most" in text
     assert "The line is the best of n draws of base by gold" in text, (
         "for base is 0 nats from itself and chooses by nothing"
@@ -139,6 +148,28 @@ def test_the_hypervolume_is_told_with_its_reference_point(study: View) -> None:
     assert float(row["hypervolume"]) == pytest.approx(3.3**2)
     assert "tone and gold: hypervolume 10.89 above (0.825, 0.7)" in text
     assert [r["on_front"] for r in rows_of(folder / "table.rewards.csv")] == ["False", "False", "False", "True"]
+
+
+def test_that_positions_of_all_models_count_alike_is_said_where_compute_is_compared(study: View) -> None:
+    _, text = shown(study)
+    spending, fronts = text.split("At equal spending", 1)[1].split("Reward against compute", 1)
+    for caption in (spending, fronts):
+        assert "a position counts alike whichever model reads it" in caption
+
+
+def test_a_column_of_the_texts_says_what_it_counts_and_of_whom(study: View) -> None:
+    def given(results: dict[str, Any]) -> None:
+        for policy in results["policies"]:
+            policy["perplexity"]["given"] = evaluated.interval(2, 0.25)
+
+    evaluated.put(study, given)
+    _, page = drawn(study)
+    assert [heads[-2:] for heads in page.cells if "whole texts scored per answer" in heads] == [
+        ["device time per answer", "peak memory"]
+    ]
+    (heads,) = (heads for heads in page.cells if "perplexity: given answers under the policy" in heads)
+    assert "perplexity: own answers under the model of base" in heads
+    assert not any("texts scored per answer" in row for row in page.cells)
 
 
 def test_policies_whose_divergence_is_not_known_are_named_beneath(study: View) -> None:
@@ -250,6 +281,29 @@ def test_two_prompts_that_end_alike_are_two_prompts(study: View) -> None:
     found = pairs(of(study), rows, "bon[n=4]", "gold")
     assert [pair.gain for pair in found] == [0.75] * 4
     assert {pair.answer["response"][:10] for pair in found} == {"answer 030", "answer 031", "answer 130", "answer 131"}
+
+
+def test_a_dialogue_of_several_turns_is_folded_beneath_its_last(study: View) -> None:
+    before = [{"role": "user", "content": "What is <it>?"}, {"role": "assistant", "content": "This."}]
+    rows = [json.loads(line) for line in evaluated.generations().splitlines()]
+    asked = rows[0]["prompt"]
+    told = [row | {"prompt": before + asked} if row["prompt"] == asked else row for row in rows]
+    event = {"draws": [{"draw": 1, "text": "whole", "reward": 2.5, "chosen": True}]}
+    trace = handmade.lines({"policy": 2, "prompt": asked[0]["content"], "events": [event]})
+    evaluated.put(study, generations=handmade.lines(*told), traces=trace)
+    _, text = shown(study)
+    dialogue = "<summary>The whole dialogue</summary>\n<div class=said tabindex=0>"
+    dialogue += "User: What is &lt;it&gt;?\n\nAssistant: This.\n\nUser: prompt 0"
+    answered, traced = text.split("Guidance, token by token")
+    # Of each policy but the reference one pair at that prompt, and one at the other, which has a single turn.
+    assert answered.count("The whole dialogue") == answered.count(dialogue) == 3
+    assert traced.count(dialogue) == 1
+    assert f"<p class=prompt>prompt 0 {escape(evaluated.EVIL)} <span" in answered
+
+
+def test_two_dialogues_that_end_alike_are_both_shown(study: View) -> None:
+    rows = [row | {"prompt": "Go on.", "dialogue": f"{row['prompt']}, go on."} for row in answers(study)]
+    assert len(most(pairs(of(study), rows, "bon[n=4]", "gold"))) == 2
 
 
 def test_answers_stand_side_by_side_with_all_their_scores(study: View) -> None:

@@ -1,15 +1,18 @@
-"""What part a reward had in a policy."""
+"""What part a reward had in a policy, and what making it took."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import handmade
 import pytest
 import stages
 import tiny
 
-from tasks.lineage import role
+from tasks.lineage import Making, making, role
+from tasks.view import View
 
 STUDY = """\
 models: {base: {source: ./model, precision: fp32}}
@@ -96,3 +99,28 @@ def test_a_reward_guides_where_nothing_learnt_stands_between(
     view: Any, policy: str, reward: str, expected: str
 ) -> None:
     assert role(view.artifact(policy), view.artifact(reward)) == expected
+
+
+@pytest.fixture
+def chain(tmp_path: Path, home: Path) -> View:
+    """Rollouts, their labels and what learnt from them, in 1, 2 and 4 seconds; a rule in 8."""
+    made = handmade.view(tmp_path)
+    for name, seconds in (("rolls", 1.0), ("pairs", 2.0), ("sft", 4.0), ("bon[n=2]", 8.0)):
+        handmade.put(made, name, {}, seconds=seconds)
+    return made
+
+
+def test_making_is_all_that_the_stages_below_took_and_no_one_twice(chain: View) -> None:
+    assert making(chain.artifact("base")) == Making(0.0, True)
+    assert making(chain.artifact("bon[n=2]")) == Making(8.0, True)
+    assert making(chain.artifact("sft")) == Making(7.0, True)
+    sft = chain.artifact("sft")
+    twice = replace(chain.artifact("bon[n=2]"), inputs={"from": (sft,), "data": (*sft.inputs["data"], sft)})
+    assert making(twice).seconds == 15.0
+
+
+def test_making_is_no_whole_where_something_below_is_not_stored(chain: View) -> None:
+    assert making(chain.artifact("bon[n=4]")) == Making(0.0, False)
+    sft = chain.artifact("sft")
+    # As a model that a run goes on `since`: with the models below it, and without the pairs that its record names.
+    assert making(replace(sft, inputs={"from": sft.inputs["from"]})) == Making(4.0, False)

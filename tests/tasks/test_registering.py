@@ -13,9 +13,10 @@ import tiny
 
 from specs.problems import UnfitError, UserError
 from specs.sources import promoted
+from tasks.lineage import Making, making
 from tasks.registering import check_names, content, register, used
 from tasks.tracking import Tracker
-from tasks.versions import resolve
+from tasks.versions import fetched, resolve
 from tasks.view import View
 
 
@@ -63,6 +64,22 @@ def test_a_version_has_its_files_its_lineage_and_what_is_to_be_known(tracker: Tr
     assert steps[-1].fingerprint == study.nodes["sft"].fingerprint
     assert {s.name: s.held_by for s in steps if s.held_by} == {"start": "models:/told/1"}
     assert found.uses("start") == {"start", "start:base"}
+
+
+def test_what_taught_a_promoted_model_is_not_known_in_another_home(
+    tracker: Tracker, study: View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("rolls", 1.0), ("pairs", 2.0), ("sft", 4.0)):
+        handmade.put(study, name, {"weights.safetensors": "w"}, seconds=seconds)
+    register(tracker, study, "sft", "taught", "champion", {}, "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
+    source = "base: {source: smollm2-135m-instruct, precision: fp32}"
+    text = handmade.STUDY.replace(source, 'base: {source: "models:/taught@champion"}')
+    assert making(handmade.view(tmp_path, text).artifact("base")) == Making(7.0, True)
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "there"))
+    there = handmade.view(tmp_path, text)
+    fetched(there.home, there.nodes["base"], tracker.uri)
+    assert making(there.artifact("base")) == Making(4.0, False)
 
 
 def test_what_is_the_champion_already_is_left_alone_and_another_alias_uses_the_same_files(
