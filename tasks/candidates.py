@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import get_peft_model
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
@@ -98,6 +99,7 @@ class _OfCandidates(Trainer):
         super().__init__(**options)
         self.loss = loss
         self.measured: dict[str, list[float]] = {}
+        self.counts: list[bool] = []
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
         packed = Packed(*(inputs.pop(name) for name in Packed._fields))
@@ -106,12 +108,15 @@ class _OfCandidates(Trainer):
         losses, measured = self.loss(log_probs, sizes, inputs)
         if model.training:
             for name, values in measured.items():
-                self.measured.setdefault(name, []).extend(values.detach().float().tolist())
+                counted = zip(values.detach().float().tolist(), self.counts, strict=True)
+                self.measured.setdefault(name, []).extend(value for value, counts in counted if counts)
         return losses.mean()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= {name: sum(values) / len(values) for name, values in self.measured.items() if values}
+            shares = gather_object([self.measured])
+            every = {name: [value for share in shares for value in share[name]] for name in self.measured}
+            logs |= {name: sum(values) / len(values) for name, values in every.items() if values}
             self.measured.clear()
         super().log(logs, start_time)
 
@@ -127,3 +132,7 @@ class Packing(Careful):
 
 class CandidateTrainer(Packing, _OfCandidates):
     """The library's trainer with a loss on the log-probabilities of the rows' answers."""
+
+    def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
+        self.counts = (inputs["row"] >= 0).tolist()
+        return super().compute_loss(model, inputs, **options)

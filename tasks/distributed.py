@@ -133,9 +133,11 @@ def main_first() -> Iterator[bool]:
         return
     from datetime import timedelta
 
+    import torch
     from accelerate import PartialState
 
-    state = PartialState(timeout=timedelta(days=2))  # sampling may take long
+    # Sampling may take long. On a processor accelerate sees one process alone unless it is told.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
     with state.main_process_first():
         yield bool(state.is_main_process)
 

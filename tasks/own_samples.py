@@ -6,8 +6,12 @@ model that the night went on from, so a later round does not meet the numbers of
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 from registry.artifacts import Artifact
 from registry.rows import Prompt
@@ -59,17 +63,41 @@ def drawn_once(job: Job, name: str, made: Callable[[], Drawn]) -> Drawn:
                 job.log.note("the samples of the run before are taken up")
             return [[Answer(**a | {"ids": tuple(a["ids"])}) for a in row] for row in read_lines(path)]
         drawn = made()
-        job.scratch.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps([vars(a) for a in row]) + "\n" for row in drawn)
-        unfinished.replace(path)
+        _keep(path, ([vars(a) for a in row] for row in drawn))
         return drawn
 
 
 def scored(job: Job, reward: Artifact, prompts: Sequence[Prompt], drawn: Drawn) -> list[list[float]]:
     """The rewards `[prompt][sample]`."""
-    return Scores(job.execution, job.log).of(reward, prompts, [[a.text for a in row] for row in drawn])
+    return scored_once(job, reward, prompts, [[a.text for a in row] for row in drawn])
+
+
+def scored_once(
+    job: Job, reward: Artifact, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """The rewards `[prompt][text]`, or what they were before this stage's process died."""
+    asked = json.dumps([reward.fingerprint, [[p.id, *row] for p, row in zip(prompts, texts, strict=True)]])
+    path = job.scratch / f"scores-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.jsonl"
+    with main_first() as is_main:  # of several processes one scores
+        if path.exists():
+            if is_main:
+                job.log.note("these answers were scored before: their scores are taken up")
+            return list(read_lines(path))
+        found = Scores(job.execution, job.log).of(reward, prompts, texts)
+        if is_main:
+            _keep(path, found)
+        return found
+
+
+def _keep(path: Path, rows: Iterable[Any]) -> None:
+    """Writes what outlives a process that dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())  # else after a power cut there may be the name and no rows
+    unfinished.replace(path)
 
 
 def usable(answer: Answer) -> bool:

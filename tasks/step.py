@@ -80,7 +80,7 @@ def run_step(name: str, session: Session) -> Any:
             stored = None if forced else find(session.home, work.kind, work.fingerprint)
             if stored:  # built by another while we waited
                 return _cached(session, work, stored)
-            if forced:
+            if forced and _attempt() == 1:  # what a killed attempt left is of this build
                 shutil.rmtree(scratch_of(session.home, work.kind, work.fingerprint), ignore_errors=True)
             stored = session.fetch(name) if session.nodes[name].held_by else _build(session, work)
     except child.Interrupted:

@@ -31,8 +31,8 @@ from specs.problems import UserError
 from tasks.candidates import Packing, pad_columns
 from tasks.inputs import pairs_of
 from tasks.job import Job, Result
+from tasks.own_samples import scored_once
 from tasks.rules import rule_of
-from tasks.scores import Scores
 from tasks.threads import use_threads
 from tasks.trainer import gathered, save_weights, train
 from tasks.training import (
@@ -64,7 +64,7 @@ def train_prefix_scorer(job: Job) -> Result:
         metrics["on_policy"] = float(_on_policy(job))
         prompts = [Prompt(tuple(answers[i][0][0])) for i in kept]
         texts = [[text for _, text, _ in answers[i]] for i in kept]
-        rewards = Scores(job.execution, job.log).of(job.one("reward"), prompts, texts)
+        rewards = scored_once(job, job.one("reward"), prompts, texts)
     base = load_start(job)
     with_log_probs(base.model)  # none are asked of it, but it must be one that reads answers side by side
     every = [r for row in rewards for r in row]

@@ -19,7 +19,7 @@ from specs.generation import Sample
 from specs.problems import UserError
 from tasks.candidates import pairs_with_answers, train_on_candidates
 from tasks.job import Job, Result
-from tasks.scores import Scores
+from tasks.own_samples import scored_once
 from tasks.threads import use_threads
 from tasks.training import Answers, load_start, pair_answers, response_answers, training_rows, without_weights
 from tasks.transformed import log_partitions, transformation
@@ -35,7 +35,7 @@ def train_qrpo(job: Job) -> Result:
     prompts = [Prompt(tuple(row[0][0])) for row in answers]
     calibration = job.one("reward")
     rollouts = _rollouts(job, prompts)
-    ranks = Scores(job.execution, job.log).of(calibration, prompts, [[text for _, text, _ in row] for row in answers])
+    ranks = scored_once(job, calibration, prompts, [[text for _, text, _ in row] for row in answers])
     beta, transform = job.entry.beta, job.entry.transform
     phi = transformation(transform, beta, int(calibration.fields["samples"]))
     log_z = dict(zip(rollouts, log_partitions(transform, beta, list(rollouts.values())), strict=True))

@@ -77,6 +77,7 @@ def train_rl(job: Job) -> Result:
     if lora is None and entry.beta:
         trainer.beta = weight
         trainer.ref_model = with_log_probs(load_language_model(job.start, precision=base.precision).model)
+    trainer.eos_token_ids = list(base.eos_ids)  # TRL knows no end of the template
     trainer.sampling = sampling
     sampling.rehearse(trainer.model, trainer.args.per_device_train_batch_size)
     curve = train(trainer, job)

@@ -30,7 +30,7 @@ from specs.base import seconds
 from specs.problems import UserError
 from tasks.inputs import TRAINING, write_lines
 from tasks.job import Job, Log
-from tasks.training import Tokenised
+from tasks.training import Tokenised, layout
 
 if TYPE_CHECKING:
     from transformers import Trainer as MixedInto
@@ -165,7 +165,7 @@ def train(trainer: Any, job: Job, rows: Sequence[Tokenised] = (), tokenizer: Any
     """Trains on `rows`, which the trainer's data set holds in this order, to the end; from the last checkpoint where
     there is one. A trainer that draws its own data has no rows to try. Writes the curve; returns its first and last
     logged loss."""
-    folder = Path(trainer.args.output_dir)
+    folder = job.scratch / "checkpoints"
     if rows:
         trainer._set_signature_columns_if_needed()
         trainer.name_row = lambda row: f"row {row + 1} ({_ending(tokenizer, rows[row])!r})"
@@ -174,6 +174,8 @@ def train(trainer: Any, job: Job, rows: Sequence[Tokenised] = (), tokenizer: Any
     trainer.add_callback(CheckpointByClock(seconds(job.execution.checkpoint_every)))
     last = last_checkpoint(folder)
     if last is None:
+        if any(map(_is_whole, folder.rglob("checkpoint-*"))):
+            job.log.note("starting over: the checkpoint is of other `processes`, or of another `sharding`")
         size = trainer.args.per_device_train_batch_size
         rehearse(trainer, sorted(range(len(rows)), key=lambda i: -trainer.tokens_of(rows[i]))[:size])
     else:
@@ -246,9 +248,18 @@ def rehearse(trainer: Any, rows: Sequence[int]) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; its state is what the trainer writes last."""
-    found = [p for p in folder.glob("checkpoint-*") if (p / TRAINER_STATE_NAME).exists()]
+    """The newest whole checkpoint among those in `folder` that this layout of processes can read."""
+    found = filter(_is_whole, (folder / layout()).glob("checkpoint-*"))
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Its state is what the trainer writes last, and of a power cut may hold nothing."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 class CheckpointByClock(TrainerCallback):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import set_seed
@@ -201,6 +202,15 @@ def lora_config(entry: Training, task: str, **options: Any) -> LoraConfig | None
     )
 
 
+def layout() -> str:
+    """How many processes train together and how they hold the model, as the name of a folder; empty for one alone."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        return ""
+    split = [how for how in ("fsdp", "deepspeed") if parse_flag_from_env(f"ACCELERATE_USE_{how.upper()}")]
+    return f"{split[0] if split else 'ddp'}-{processes}"
+
+
 def arguments(job: Job, rows: int, precision: str, *, each: int = 1) -> dict[str, Any]:
     """Configuration fields that every trainer takes; it counts `each` sequences to a row. What is trained is fp32 (adapters,
     or all weights); with bf16 the forward pass runs under autocast, which on a processor is three times faster than
@@ -213,7 +223,7 @@ def arguments(job: Job, rows: int, precision: str, *, each: int = 1) -> dict[str
     cuda = torch.cuda.is_available()
     recompute = job.execution.gradient_checkpointing
     return {
-        "output_dir": str(job.scratch / "checkpoints"),
+        "output_dir": str(job.scratch / "checkpoints" / layout()),
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": share // micro,
         "num_train_epochs": entry.epochs,

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import stages
 import tiny
+from deaths import dies, dying
+from stages import apart
 from textbook import (
     LONG,
     LORA,
@@ -30,6 +32,7 @@ from textbook import (
 )
 
 from specs.problems import UserError
+from tasks import scores
 from tasks import trainer as trainers
 from tasks.candidates import CandidateTrainer
 
@@ -116,6 +119,22 @@ def test_held_out_pairs_that_all_are_too_long_are_told_before_anything_is_traine
     with pytest.raises(UserError, match=r"^test: no pair is left to test on: all have answers of 21 tokens or more$"):
         fields = f"{METHODS[method]}, test: test, max_length: 21, too_long: truncate_left, {LORA}"
         lab.train(fields, test="long")
+
+
+@pytest.mark.parametrize("method", ["rrhf", "qrpo"])
+def test_what_was_scored_before_a_death_is_not_scored_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    fields = f"{METHODS[method]}, learning_rate: 1e-2, {LORA}"
+    whole = lab.train(fields)
+    into = lab.place()
+    with dying(into) as patch:
+        patch.setattr(trainers, "rehearse", dies)
+        lab.train(fields, into)
+    monkeypatch.setattr(scores, "scorer", lambda *_, **__: pytest.fail("it scored again"))
+    resumed = lab.train(fields, into)
+    assert ("note", "these answers were scored before: their scores are taken up") in resumed.events
+    assert apart(resumed, whole) == 0
 
 
 def test_answers_that_were_cut_off_before_they_said_anything_are_left_out(lab: Lab) -> None:

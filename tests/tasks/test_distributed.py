@@ -17,10 +17,12 @@ import stages
 import tiny
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from deaths import DiesAfter, dying
 from safetensors.torch import load_file
 
 from specs.execution import Execution
 from tasks import child, distributed
+from tasks import trainer as trainers
 from tasks.job import Event, Job, Log
 
 TEN = [{"prompt": f"Number {i}?", "chosen": "yes" * (i + 1), "rejected": "no"} for i in range(10)]
@@ -155,6 +157,31 @@ def test_so_have_they_where_a_step_draws_for_a_prompt_in_both(study: Any, tmp_pa
 
 
 @pytest.mark.slow
+def test_what_they_log_is_of_the_rows_of_both_each_counted_once(study: Any, tmp_path: Path) -> None:
+    view = study("arm", rows=9)  # of the last row of a pass, the second process has a copy
+    alone = stages.build(view, "made", into=tmp_path / "alone", micro_batch=2)
+    (outcome, content), events = together(view, tmp_path / "two", micro_batch=2)
+    assert outcome == "done", content
+    for name in ("train/accuracy", "train/margin"):
+        found = [c[1][name] for k, c in events if k == "metrics"]
+        assert len(found) == 6
+        assert found == pytest.approx([value for _, value in alone.logged(name)], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_stage_whose_process_died_starts_over_where_there_are_two_now(study: Any, tmp_path: Path) -> None:
+    view = study("sft")
+    with dying(tmp_path / "made") as patch:
+        patch.setattr(trainers, "CheckpointByClock", lambda every: DiesAfter(2))
+        stages.build(view, "made", into=tmp_path / "made", micro_batch=2)
+    (tmp_path / "made.scratch").rename(tmp_path / "scratch")
+    (outcome, content), events = together(view, tmp_path / "two", micro_batch=2)
+    assert outcome == "done", content
+    assert ("note", "starting over: the checkpoint is of other `processes`, or of another `sharding`") in events
+    assert [c[0] for k, c in events if k == "metrics"] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
 def test_a_row_whose_loss_is_no_number_is_named_by_the_process_that_met_it(study: Any, tmp_path: Path) -> None:
     # The model knows no "0": of the ten rows one, which is not among the longest that are tried before the first step.
     spoilt = tiny.spoilt(tmp_path / "model", "0")
@@ -177,14 +204,22 @@ def score(prompts, responses):
 
 
 @pytest.fixture
-def scored_by(tmp_path: Path, study: Any) -> Callable[[str], Any]:
-    """A stage that asks a reward in both its processes, which does as it is told."""
+def scored_by(tmp_path: Path, study: Any) -> Callable[..., Any]:
+    """A stage that asks a reward, `rl` in both its processes, which does as it is told."""
 
-    def made(act: str) -> Any:
+    def made(act: str, kind: str = "rl") -> Any:
         (tmp_path / "own.py").write_text(OWN.format(act=act))
-        return study("rl", reward="{kind: python, target: own:score}")
+        return study(kind, reward="{kind: python, target: own:score}")
 
     return made
+
+
+@pytest.mark.slow
+def test_one_process_asks_for_the_scores_of_what_all_train_on(scored_by: Any, tmp_path: Path) -> None:
+    view = scored_by(f"pathlib.Path({str(tmp_path)!r}, f'{{os.getpid()}}.asked').touch()", "raft")
+    (outcome, content), _ = together(view, tmp_path / "two")
+    assert outcome == "done", content
+    assert len(list(tmp_path.glob("*.asked"))) == 1
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from registry.language_models import load_language_model
 from registry.methods.shared_prompt import Packed
 from registry.prefix_scorers import PrefixHead, hidden_states, load_prefix_scorer
 from specs.problems import UserError
-from tasks import train_prefix_scorer
+from tasks import scores, train_prefix_scorer
 from tasks import trainer as trainers
 
 pytestmark = pytest.mark.slow
@@ -612,7 +612,7 @@ def test_beside_bf16_what_is_trained_is_fp32_and_the_loss_is_the_same(
     ],
 )
 def test_a_stage_whose_process_died_goes_on_to_the_very_same_weights(
-    study: Study, fields: str, lora: str, step: int
+    study: Study, monkeypatch: pytest.MonkeyPatch, fields: str, lora: str, step: int
 ) -> None:
     fields = f"{fields}, {lora}, batch_size: 1, learning_rate: 1e-2, epochs: 2.0"
     whole = stages.build(study(fields), "made")
@@ -624,6 +624,7 @@ def test_a_stage_whose_process_died_goes_on_to_the_very_same_weights(
     saved = folder.with_name(f"{folder.name}.scratch") / "checkpoints" / f"checkpoint-{step}" / "model.safetensors"
     frozen = [name for name in load_file(saved) if "lora" not in name and not name.startswith("head.")]
     assert bool(frozen) == (lora == "lora: null")  # what is not trained is in no checkpoint
+    monkeypatch.setattr(scores, "scorer", lambda *_, **__: pytest.fail("it scored again"))
     resumed = stages.build(view, "made")
     assert ("note", f"going on from the checkpoint after step {step}") in resumed.events
     assert apart(resumed, whole) == 0

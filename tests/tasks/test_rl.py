@@ -314,6 +314,24 @@ def test_beside_bf16_the_policy_samples_in_it_and_starts_at_its_reference_too(
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_an_answer_that_ends_as_the_template_ends_it_was_not_clipped(
+    study: Study, seen: list[Step], tmp_path: Path, algorithm: str
+) -> None:
+    of = letters.language_model(tmp_path / "of")
+    tokenizer = letters.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["g"]})
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "g")
+    tokenizer.save_pretrained(of)
+    view = study(f"algorithm: {algorithm}, {LORA}, samples: 16, batch_size: 2", source=of)
+    ends = load_language_model(view.artifact("base")).eos_ids
+    built = stages.build(view, "made", micro_batch=32)
+    (step,) = seen
+    assert ends == (0, 7) and {drawn[-1] for drawn in step.samples} > {0, 7}
+    clipped = sum(drawn[-1] not in ends for drawn in step.samples) / 32
+    assert built.logged("train/completions/clipped_ratio") == [(1, pytest.approx(clipped))]
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_a_training_that_diverges_ends_there_and_says_where(study: Study, algorithm: str) -> None:
     fields = f"algorithm: {algorithm}, lora: null, samples: 2, batch_size: 2, learning_rate: 1e30, epochs: 4.0"
     with pytest.raises(

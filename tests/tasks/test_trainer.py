@@ -18,6 +18,7 @@ from stages import Built, apart
 from textbook import LORA, METHODS, Lab
 from tiny import TEN
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from specs.problems import UserError
@@ -70,6 +71,8 @@ def test_a_stage_whose_process_died_goes_on_to_the_very_same_weights(
     # What was being written when the process died is no checkpoint.
     torn = into.with_name(f"{into.name}.scratch") / "checkpoints" / f"checkpoint-{step + 1}"
     torn.mkdir()
+    if later:  # nor is what the system had not yet written when the power went
+        (torn / TRAINER_STATE_NAME).touch()
     read: list[bool] = []
     load = torch.load
     with pytest.MonkeyPatch.context() as patch:

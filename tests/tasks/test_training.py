@@ -26,6 +26,7 @@ from specs.execution import Execution
 from specs.problems import UserError
 from specs.reward_training import RL
 from tasks.inputs import dropped_rows
+from tasks.trainer import last_checkpoint
 from tasks.training import arguments, tokenised
 
 CUT_OFF = """\
@@ -103,15 +104,37 @@ def test_the_loss_of_a_reward_model_is_the_bradley_terry_likelihood(
     assert built.metrics["train/first_loss"] == pytest.approx(sum(losses) / 4, abs=2e-4)
 
 
+def job_of(scratch: Path) -> Any:
+    entry = RL.model_validate({"do": "rl", "from": "a", "prompts": "b", "reward": "c", "samples": 4, "batch_size": 12})
+    return SimpleNamespace(entry=entry, execution=Execution(micro_batch=4), scratch=scratch, seed=0)
+
+
 def test_processes_share_the_rows_of_a_step_and_never_the_answers_to_one_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    entry = RL.model_validate({"do": "rl", "from": "a", "prompts": "b", "reward": "c", "samples": 4, "batch_size": 6})
-    job: Any = SimpleNamespace(entry=entry, execution=Execution(micro_batch=4), scratch=Path("nowhere"), seed=0)
     monkeypatch.setenv("WORLD_SIZE", "3")
-    found = arguments(job, 12, "fp32", each=4)
-    # Two of six prompts, eight sequences, in every process.
-    assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (4, 2)
+    found = arguments(job_of(Path("nowhere")), 12, "fp32", each=4)
+    # Four of twelve prompts, sixteen sequences, in every process.
+    assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (4, 4)
+
+
+def test_a_checkpoint_is_for_as_many_processes_that_hold_the_model_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = [{}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "4"}, {"WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "true"}]
+    found = []
+    for way in ways:
+        with monkeypatch.context() as patch:
+            for name, value in way.items():
+                patch.setenv(name, value)
+            assert last_checkpoint(tmp_path / "checkpoints") is None
+            folder = Path(arguments(job_of(tmp_path), 12, "fp32")["output_dir"])
+            for step in (1, 2):
+                (folder / f"checkpoint-{step}").mkdir(parents=True)
+                (folder / f"checkpoint-{step}" / "trainer_state.json").write_text("{}" if step == 1 else "")
+            found.append(last_checkpoint(tmp_path / "checkpoints"))
+            assert found[-1] == folder / "checkpoint-1"  # the second was torn
+    assert len(set(found)) == 4
 
 
 @pytest.mark.parametrize("do", ["reward_model", "autoregressive_reward_model"])
