@@ -27,7 +27,7 @@ from tasks.answers import draw
 from tasks.inputs import ROUND, distinct_prompts_of, prompts_of
 from tasks.job import Job, Result
 from tasks.memory import free_memory
-from tasks.own_samples import Drawn, own_samples, scored, usable, write_samples
+from tasks.own_samples import Drawn, drawn_once, own_samples, scored, usable, write_samples
 from tasks.pair_accuracy import spread
 from tasks.rules import Rule
 from tasks.threads import use_threads
@@ -50,7 +50,7 @@ def train_raft(job: Job) -> Result:
     prompts = distinct_prompts_of(job, "prompts")
     check_lengths(job, prompts, "prompts")
     held_out = prompts_of(job, "held_out") if job.many("held_out") else []
-    before = np.array(earlier["held_out"] if "held_out" in earlier else _held_out(job, job.start, held_out))
+    before = np.array(earlier["held_out"] if "held_out" in earlier else _held_out(job, job.start, held_out, "before"))
     drawn = own_samples(job, prompts, samples=job.entry.samples, temperature=job.entry.temperature)
     rewards = np.array(scored(job, job.one("reward"), prompts, drawn))
     can = np.array([[usable(a) for a in row] for row in drawn])
@@ -110,15 +110,18 @@ def _log_probs(job: Job, artifact: Artifact, prompts: Sequence[Prompt], drawn: D
     return found
 
 
-def _held_out(job: Job, model: Artifact, prompts: Sequence[Prompt]) -> list[float]:
-    """Each held-out prompt's mean reward."""
+def _held_out(job: Job, model: Artifact, prompts: Sequence[Prompt], when: str) -> list[float]:
+    """Each held-out prompt's mean reward, `when` training has done what it did to the model."""
     if not prompts:
         return []
-    limit = job.entry.max_new_tokens
-    (drawn,) = draw(
-        [Rule(model)], prompts, HELD_OUT_SAMPLES, limit, job.seed, job.execution, job.log, stream="held out"
-    )
-    free_memory()
+
+    def made() -> Drawn:
+        asked = [Rule(model)], prompts, HELD_OUT_SAMPLES, job.entry.max_new_tokens, job.seed, job.execution, job.log
+        (drawn,) = draw(*asked, stream="held out")
+        free_memory()
+        return drawn
+
+    drawn = drawn_once(job, f"held-out-{when}", made)  # of a model that is split the first process alone has saved it
     return [fmean(row) for row in scored(job, job.one("reward"), prompts, drawn)]
 
 
@@ -127,7 +130,7 @@ def _judge(job: Job, prompts: Sequence[Prompt], before: Array) -> dict[str, floa
     if not prompts:
         (job.out / ROUND).write_text(json.dumps({}), encoding="utf-8")
         return {"trained": 1.0}
-    after = np.array(_held_out(job, dataclasses.replace(job.artifact, folder=job.out), prompts))
+    after = np.array(_held_out(job, dataclasses.replace(job.artifact, folder=job.out), prompts, "after"))
     gain = after - before
     risen = bool(gain.mean() > 0)
     best = after if risen else before

@@ -36,7 +36,7 @@ KINDS = {
     "prefix": "do: prefix_scorer, loss: prefix_bt, from: base, data: pairs",
     "rl": "do: rl, from: base, prompts: prompts, reward: length, samples: 2, max_new_tokens: 5",
     "bond": "do: bond, from: base, prompts: prompts, reward: length, max_new_tokens: 5",
-    "raft": "do: raft, from: base, prompts: prompts, reward: length, samples: 2, max_new_tokens: 5",
+    "raft": "do: raft, from: base, prompts: prompts, held_out: others, reward: length, samples: 2, max_new_tokens: 5",
 }
 
 
@@ -52,6 +52,7 @@ def study(tmp_path: Path, model: Path) -> Callable[[str, str], Any]:
     ) -> Any:
         tiny.write_lines(tmp_path / "pairs.jsonl", TEN[:rows])
         tiny.write_lines(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in TEN[:rows]])
+        tiny.write_lines(tmp_path / "others.jsonl", [{"prompt": "And then?"}, {"prompt": "Why?"}])
         return stages.study(
             tmp_path,
             f"""\
@@ -59,6 +60,7 @@ models: {{base: {{source: {model}, precision: fp32}}}}
 data:
   pairs: {{source: ./pairs.jsonl, format: preference}}
   prompts: {{source: ./prompts.jsonl, format: prompt}}
+  others: {{source: ./others.jsonl, format: prompt}}
 rewards: {{length: {reward}}}
 stages: {{made: {{{KINDS[kind]}, {fields}}}}}
 """,
