@@ -26,9 +26,9 @@ from registry.rows import Prompt
 from specs.calibration import ForBestOfN, ForWorstOfN, Identity, Logarithm, Transform
 from specs.execution import Execution
 from specs.problems import UserError
-from tasks.answers import answer
+from tasks.answers import draw
 from tasks.job import Log
-from tasks.scores import Scores
+from tasks.rules import rule_of
 from tasks.transformed import log_partitions, transformation
 
 MESSAGES = ["Why?", "How was the trip?", "Where to, and when?"]
@@ -144,14 +144,14 @@ def test_rollouts_outlive_a_reward_that_fails(view: Any, built: Build, tmp_path:
     assert resumed.metrics == built("cal").metrics
 
 
-def draws(view: Any, name: str, samples: int, limit: int = 4, stream: str = "calibrate") -> list[list[str]]:
-    """What a policy answers to each prompt."""
+def draws(
+    view: Any, name: str, samples: int, limit: int = 4, stream: str = "calibrate", chosen: int | None = None
+) -> list[list[str]]:
+    """What a policy answers to each prompt; of candidates, so many are `chosen`."""
     prompts = [Prompt(({"role": "user", "content": m},)) for m in MESSAGES]
     log = Log(lambda event: None)
-    (found,) = answer(
-        [view.artifact(name)], prompts, samples=samples, max_new_tokens=limit, seed=SEED, execution=Execution(),
-        log=log, scores=Scores(Execution(), log), stream=stream,
-    )  # fmt: skip
+    rule = rule_of(view.artifact(name))
+    (found,) = draw([rule], prompts, samples, limit, SEED, Execution(), log, stream=stream, chosen=chosen)
     return [[a.text for a in row] for row in found]
 
 
@@ -306,7 +306,7 @@ def test_rollouts_that_are_all_alike_say_nothing_but_better_and_worse(built: Bui
 def test_the_reference_may_be_a_decoding_rule(view: Any, built: Build) -> None:
     found = stored(built("chosen"))
     # Six answers of best of three: answer s is the best of the draws s, s + 6 and s + 12.
-    for message, row in zip(MESSAGES, draws(view, "base", 18), strict=True):
+    for message, row in zip(MESSAGES, draws(view, "base", 18, chosen=6), strict=True):
         best = [max(value(message, text) for text in row[s::6]) for s in range(6)]
         assert found[message] == sorted(best[:5])
 
@@ -324,7 +324,7 @@ def test_a_calibrated_reward_labels(built: Build) -> None:
 
 def test_a_calibrated_reward_chooses_the_best_of_n(view: Any, built: Build) -> None:
     rollouts = stored(built("cal"))
-    eight = draws(view, "base", 8, stream="")
+    eight = draws(view, "base", 8, stream="", chosen=2)
     rows = lines(built("top"), "responses.jsonl")
     for message, row, drawn in zip(MESSAGES, rows, eight, strict=True):
         ranks = [rank(value(message, text), rollouts[message]) for text in drawn]
