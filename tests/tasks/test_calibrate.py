@@ -29,6 +29,7 @@ from specs.problems import UserError
 from tasks.answers import draw
 from tasks.job import Log
 from tasks.rules import rule_of
+from tasks.scores import Scores
 from tasks.transformed import log_partitions, transformation
 
 MESSAGES = ["Why?", "How was the trip?", "Where to, and when?"]
