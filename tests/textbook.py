@@ -190,7 +190,7 @@ def qrpo_by_hand(
     found = []
     for row in rolls:
         prompt = prompt_ids(row["prompt"][0]["content"])
-        said = [r for r in row["responses"] if r["text"]]
+        said = [r for r in row["responses"] if r["text"] or r["finished"]]
         ids = [answer_ids(r["text"], r["finished"]) for r in said]
         rollouts = by_prompt[Prompt(tuple(row["prompt"])).id]
         alone = [(sum(x < own for x in rollouts) + (sum(x == own for x in rollouts) - 1) / 2) / 7 for own in rollouts]

@@ -484,7 +484,7 @@ def test_a_night_after_the_first_draws_from_and_trains_what_the_last_run_left(st
         now = _again(view)
         artifact = now.artifact("made")
         assert [a.entry.kind_name for a in artifact.inputs.get("since", ())] == ["raft"] * len(nights)
-        built = stages.build(now, "made", into=view.folder / "built", micro_batch=8)
+        built = stages.build(now, "made", into=view.folder / f"built {len(nights)}", micro_batch=8)
         inputs = [
             {"slot": slot, "kind": a.entry.kind_name, "fingerprint": a.fingerprint}
             for slot, some in artifact.inputs.items()
@@ -492,7 +492,7 @@ def test_a_night_after_the_first_draws_from_and_trains_what_the_last_run_left(st
         ]
         record = {"payload": now.work("made").payload, "inputs": inputs, "study": snapshot(now, "made")}
         (now.home / "store" / "raft").mkdir(parents=True, exist_ok=True)
-        publish(now.home, "raft", artifact.fingerprint, view.folder / "built", record)
+        publish(now.home, "raft", artifact.fingerprint, built.folder, record)
         (now.home / "studies" / "small").mkdir(parents=True, exist_ok=True)
         complete(now.study, now.home, now.nodes)
         nights.append(stages.Built(artifact, built.metrics, built.events))
