@@ -105,7 +105,8 @@ def test_how_a_batch_is_accumulated_changes_nothing_but_rounding(lab: Lab, kind:
     fields = f"{KINDS[kind]}, learning_rate: 1e-3, batch_size: 8, epochs: 2.0, {lora}"
     whole, pairs, single = (lab.train(fields, micro_batch=size) for size in (16, 2, 1))
     for other in (pairs, single):
-        assert apart(whole, other) < 1e-5
+        # Of a step of 1e-3: where a gradient is hardly more than rounding, Adam's step may be any part of that.
+        assert apart(whole, other) < 3e-5
         for name in ("loss", "grad_norm", "reward", "kl_to_anchor"):  # the last two where there are such
             expected = [value for _, value in whole.logged(f"train/{name}")]
             found = [value for _, value in other.logged(f"train/{name}")]
