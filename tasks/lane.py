@@ -72,11 +72,8 @@ class Open:
 class Lane:
     """The requests to one policy under one distribution."""
 
-    def __init__(
-        self, models: Models, policy: Artifact, rule: Rule, *, rows: int, max_new_tokens: int, is_for_one: bool = False
-    ) -> None:
+    def __init__(self, models: Models, policy: Artifact, rule: Rule, *, rows: int, max_new_tokens: int) -> None:
         """At most `rows` branches are decoded at a time, and `max_new_tokens` of an answer."""
-        self.is_for_one = is_for_one
         self.models, self.policy, self.rule, self.longest = models, policy, rule, max_new_tokens
         self.loaded = models.language_model(rule.model)
         self.guides = Guides(policy, self.loaded, models) if rule.guided else None
@@ -97,7 +94,12 @@ class Lane:
     @property
     def takes_more(self) -> bool:
         """A lane forgets no prompt while it lives, so one that has had many is left to end."""
-        return len(self.reader.prompts) < (1 if self.is_for_one else PROMPTS)
+        return len(self.reader.prompts) < PROMPTS and not self.is_apart
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether its request is to be answered by itself."""
+        return any(opened.is_apart for opened in self.opened.values())
 
     def add(self, opened: Open) -> None:
         """Raises `UserError` for a request that cannot be decoded."""

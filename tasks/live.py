@@ -101,7 +101,7 @@ class Live(threading.Thread):
         if len(self._held) < len(coming):
             return False
         waiting, self._held = self._held, []
-        if self._apart and not any(lane.is_for_one for lane in self._lanes):
+        if self._apart and not any(lane.is_apart for lane in self._lanes):
             waiting.insert(0, self._apart.popleft())
             waiting[0].is_apart = True
         for opened in waiting:
@@ -135,10 +135,10 @@ class Live(threading.Thread):
 
     def _failed(self, lane: Lane, told: str) -> None:
         opened = lane.empty()
-        if len(opened) > 1:
+        if len(opened) == 1:
+            opened[0].tell(Failed(told, "policy"))
+        else:
             self._apart.extend(opened)
-        for one in opened if len(opened) == 1 else ():
-            one.tell(Failed(told, "policy"))
 
     def _lane_of(self, opened: Open) -> Lane | None:
         """The lane of what a request means, whatever of it was left to the rule; None while there is room for no more."""
@@ -149,13 +149,12 @@ class Live(threading.Thread):
                 return lane
         if len(self._lanes) >= LANES:
             return None
-        lane = self._lane(policy, rule, is_for_one=opened.is_apart)
+        lane = self._lane(policy, rule)
         self._lanes.append(lane)
         return lane
 
-    def _lane(self, policy: Artifact, rule: Rule, *, is_for_one: bool = False) -> Lane:
-        rows, longest = self.rows, self.max_new_tokens
-        return Lane(self.models, policy, rule, rows=rows, max_new_tokens=longest, is_for_one=is_for_one)
+    def _lane(self, policy: Artifact, rule: Rule) -> Lane:
+        return Lane(self.models, policy, rule, rows=self.rows, max_new_tokens=self.max_new_tokens)
 
     def _arrivals(self, wait: bool) -> Iterator[Open | None]:
         with contextlib.suppress(queue.Empty):

@@ -170,7 +170,7 @@ def over_seeds(values: Array, *, confidence: float) -> Interval:
     Satterthwaite's degrees of freedom (Biometrics Bulletin, 1946). So of three seeds that differ much it is as wide as two
     degrees of freedom make it.
 
-    Of 48 prompts intervals of 95 % held the truth in 92 to 95 % of simulated studies with three seeds, 94 to 96 % with
+    Of 48 prompts intervals of 95 % held the truth in 92 to 95 % of simulated studies with three seeds, 93 to 96 % with
     five or ten, and 88 to 96 % with two, least where seeds differ as much as prompts do.
 
     Args:
