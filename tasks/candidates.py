@@ -22,7 +22,8 @@ from registry.rows import Pair
 from specs.problems import UserError
 from tasks.inputs import pairs_of
 from tasks.job import Job
-from tasks.trainer import Careful, save, train
+from tasks.trained_weights import save
+from tasks.trainer import Careful, train
 from tasks.training import Tokenised, arguments, lora_config, numbered, pair_answers, tokenised
 
 Loss = Callable[[Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Mapping[str, Tensor]]]

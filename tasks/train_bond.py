@@ -31,7 +31,8 @@ from tasks.inputs import prompts_of
 from tasks.job import Job, Result
 from tasks.threads import use_threads
 from tasks.train_rl import Sampling
-from tasks.trainer import last_checkpoint, save, train
+from tasks.trained_weights import save
+from tasks.trainer import last_checkpoint, train
 from tasks.training import arguments, load_start, lora_config, numbered
 
 ANCHOR = "anchor"

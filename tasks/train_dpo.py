@@ -15,7 +15,8 @@ from tasks.inputs import pairs_of, prompts_of
 from tasks.job import Job, Result
 from tasks.own_samples import own_samples, scored, usable, write_samples
 from tasks.threads import use_threads
-from tasks.trainer import Careful, save, train
+from tasks.trained_weights import save
+from tasks.trainer import Careful, train
 from tasks.training import (
     arguments,
     check_lengths,

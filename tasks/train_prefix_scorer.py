@@ -34,7 +34,8 @@ from tasks.job import Job, Result
 from tasks.own_samples import scored_once
 from tasks.rules import rule_of
 from tasks.threads import use_threads
-from tasks.trainer import gathered, save_weights, train
+from tasks.trained_weights import gathered, save_weights
+from tasks.trainer import train
 from tasks.training import (
     Tokenised,
     arguments,

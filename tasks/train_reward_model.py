@@ -18,7 +18,8 @@ from tasks.inputs import pairs_of
 from tasks.job import Job, Result
 from tasks.pair_accuracy import pair_accuracy
 from tasks.threads import use_threads
-from tasks.trainer import Careful, save, train
+from tasks.trained_weights import save
+from tasks.trainer import Careful, train
 from tasks.training import arguments, load_start, lora_config, numbered, pad_apart, training_rows
 
 

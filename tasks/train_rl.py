@@ -32,7 +32,8 @@ from tasks.inputs import prompts_of
 from tasks.job import Job, Result
 from tasks.sampler import sample
 from tasks.threads import use_threads
-from tasks.trainer import save, train, whole
+from tasks.trained_weights import save, whole
+from tasks.trainer import train
 from tasks.training import arguments, load_start, lora_config
 from tasks.transformed import transformation
 

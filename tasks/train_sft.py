@@ -10,7 +10,8 @@ from registry.language_models import LanguageModel, own_precision
 from tasks.inputs import pairs_of
 from tasks.job import Job, Result
 from tasks.threads import use_threads
-from tasks.trainer import Careful, save, train
+from tasks.trained_weights import save
+from tasks.trainer import Careful, train
 from tasks.training import Tokenised, arguments, load_start, lora_config, numbered, pad_apart, training_rows
 
 

@@ -20,11 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from registry.artifacts import ADAPTER, WEIGHTS
 from registry.methods.shared_prompt import IGNORED
 from specs.base import seconds
 from specs.problems import UserError
@@ -184,50 +182,6 @@ def train(trainer: Any, job: Job, rows: Sequence[Tokenised] = (), tokenizer: Any
             report.send(entry["step"], entry)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return _history(trainer, job.out)
-
-
-def save(trainer: Any, job: Job) -> None:
-    """Writes what was trained: the adapter, or all weights."""
-    state = gathered(trainer)
-    if state is None or state:
-        save_weights(trainer.accelerator.unwrap_model(trainer.model), job, state)
-
-
-def gathered(trainer: Any) -> dict[str, Tensor] | None:
-    """All weights where several processes hold a part each, for the first of them, and nothing for the others; None
-    where every process has them all."""
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        return None
-    state: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    return state if trainer.is_world_process_zero() else {}
-
-
-@contextmanager
-def whole(model: Any) -> Iterator[None]:
-    """Every process has all the weights of a model that FSDP splits: each may then call it as often as it likes, which
-    with the parts of others would wait for theirs."""
-    split = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for module in split:
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
-    try:
-        yield
-    finally:
-        for module in split:
-            module.reshard()
-            module.set_reshard_after_forward(True, recurse=False)
-
-
-def save_weights(model: Any, job: Job, state: Mapping[str, Tensor] | None = None) -> None:
-    """Writes the adapter, or all weights; `state` in the place of the model's own."""
-    folder = job.out / (WEIGHTS if job.entry.lora is None else ADAPTER)
-    if state is not None:  # apart, tied weights are no longer seen to be one
-        state = {name: t for name, t in state.items() if name not in model.all_tied_weights_keys}
-    for settings in getattr(
-        model, "peft_config", {}
-    ).values():  # PEFT keeps a set, which every process orders otherwise
-        settings.target_modules = sorted(settings.target_modules)
-    model.save_pretrained(folder, state_dict=state, safe_serialization=True)
 
 
 def _ending(tokenizer: Any, row: Tokenised) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import threading
 import time
@@ -36,6 +37,10 @@ KINDS = {
     "prefix": "do: prefix_scorer, loss: prefix_bt, from: base, data: pairs",
     "rl": "do: rl, from: base, prompts: prompts, reward: length, samples: 2, max_new_tokens: 5",
     "bond": "do: bond, from: base, prompts: prompts, reward: length, max_new_tokens: 5",
+    "rrhf": "do: rrhf, from: base, data: prompts, reward: length, max_new_tokens: 5",
+    "qrpo": "do: qrpo, from: base, data: rolls, reward: cal, beta: 0.5",
+    "fudge": "do: prefix_scorer, loss: cd_fudge, from: base, responses: rolls, reward: length",
+    "q": "do: prefix_scorer, loss: cd_q, from: base, responses: rolls, reward: length",
     "raft": "do: raft, from: base, prompts: prompts, held_out: others, reward: length, samples: 2, max_new_tokens: 5",
 }
 
@@ -62,7 +67,10 @@ data:
   prompts: {{source: ./prompts.jsonl, format: prompt}}
   others: {{source: ./others.jsonl, format: prompt}}
 rewards: {{length: {reward}}}
-stages: {{made: {{{KINDS[kind]}, {fields}}}}}
+stages:
+  rolls: {{do: sample, from: base, prompts: prompts, samples: 4, max_new_tokens: 5}}
+  cal: {{do: calibrate, reward: length, reference: base, prompts: prompts, samples: 8, max_new_tokens: 5}}
+  made: {{{KINDS[kind]}, {fields}}}
 """,
         )
 
@@ -81,6 +89,9 @@ def together(view: Any, out: Path, **execution: Any) -> tuple[Event, list[Event]
 
 def compare(view: Any, folder: Path, micro_batch: int = 2) -> None:
     """Builds the stage in one process and in two, and expects the same."""
+    for needed in ("rolls", "cal"):
+        if needed in view.artifact("made").entry.model_dump().values():
+            stages.build(view, needed)
     alone = stages.build(view, "made", into=folder / "alone", micro_batch=micro_batch)
     (outcome, content), events = together(view, folder / "two", micro_batch=micro_batch)
     assert outcome == "done", content
@@ -101,7 +112,7 @@ REMAINDERS = [("sft", 9, 2), ("reward_model", 9, 2), ("prefix", 10, 2), ("bond",
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["whole", "arm", "dpo", "raft"])
+@pytest.mark.parametrize("kind", ["whole", "arm", "dpo", "raft", "rrhf", "qrpo", "fudge", "q"])
 def test_two_processes_have_the_losses_and_the_weights_of_one(study: Any, tmp_path: Path, kind: str) -> None:
     compare(study(kind), tmp_path)
 
@@ -230,6 +241,28 @@ def test_a_process_that_the_system_ends_is_told_as_such_and_so_tried_again(score
     (outcome, content), _ = together(view, tmp_path / "two")
     assert (outcome, content[0]) == ("failed", "killed")
     assert isinstance(child._failure(*content), child.Killed)
+
+
+@pytest.mark.slow
+def test_two_processes_that_died_go_on_to_the_very_same_weights(scored_by: Any, tmp_path: Path) -> None:
+    asked, died = (f"pathlib.Path({str(tmp_path)!r}, {name!r})" for name in ("asked", "died"))
+    act = (
+        f"time.sleep(1); len({asked}.read_bytes()) == 3 and not {died}.exists() and ({died}.touch(), "
+        f"os.kill(os.getpid(), signal.SIGKILL)); {asked}.open('a').write('.')"
+    )
+    (tmp_path / "asked").touch()
+    view = scored_by(act)
+    (outcome, content), _ = together(view, tmp_path / "two", checkpoint_every="1s")
+    assert (outcome, content[0]) == ("failed", "killed")
+    shutil.rmtree(tmp_path / "two")
+    (outcome, content), events = together(view, tmp_path / "two", checkpoint_every="1s")
+    assert outcome == "done", content
+    assert [c for k, c in events if k == "note" and str(c).startswith("going on")]
+    (tmp_path / "whole").mkdir()
+    (outcome, content), _ = together(view, tmp_path / "whole" / "two")
+    assert outcome == "done", content
+    (ours,), (theirs,) = (list(folder.rglob("*.safetensors")) for folder in (tmp_path / "two", tmp_path / "whole"))
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 @pytest.mark.slow
