@@ -16,7 +16,7 @@ from registry.rows import Prompt
 from tasks.answers import answer
 from tasks.inputs import UNIFORMITY, distinct_prompts_of, write_lines
 from tasks.job import Job, Result
-from tasks.own_samples import Drawn, drawn_once
+from tasks.own_samples import Drawn, drawn_once, scored
 from tasks.scores import Scores
 from tasks.threads import use_threads
 
@@ -25,7 +25,6 @@ def calibrate(job: Job) -> Result:
     """Draws, scores, tests, and writes each prompt's rewards in order, each with its text."""
     use_threads(job.execution)
     prompts = distinct_prompts_of(job, "prompts")
-    scores = Scores(job.execution, job.log)
 
     def rolled_out() -> Drawn:
         (drawn,) = answer(
@@ -36,13 +35,13 @@ def calibrate(job: Job) -> Result:
             seed=job.seed,
             execution=job.execution,
             log=job.log,
-            scores=scores,
+            scores=Scores(job.execution, job.log),
             stream="calibrate",
         )
         return drawn
 
     drawn = drawn_once(job, "rollouts", rolled_out)
-    rewards = np.array(scores.of(job.one("reward"), prompts, [[a.text for a in row] for row in drawn]))
+    rewards = np.array(scored(job, job.one("reward"), prompts, drawn))
     rollouts, fresh = rewards[:, :-1], rewards[:, -1]
     test = uniformity(fresh, list(rollouts), job.seed)
     write_lines(

@@ -26,6 +26,7 @@ from registry.rows import Prompt
 from specs.calibration import ForBestOfN, ForWorstOfN, Identity, Logarithm, Transform
 from specs.execution import Execution
 from specs.problems import UserError
+from tasks import calibrate as calibrates
 from tasks.answers import draw
 from tasks.job import Log
 from tasks.rules import rule_of
@@ -143,6 +144,17 @@ def test_rollouts_outlive_a_reward_that_fails(view: Any, built: Build, tmp_path:
     assert ("note", "the samples of the run before are taken up") in resumed.events
     assert not resumed.finished("responses") and built("cal").finished("responses")
     assert resumed.metrics == built("cal").metrics
+
+
+def test_what_was_scored_before_a_death_is_not_scored_again(
+    view: Any, built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = tmp_path / "cal"
+    with dying(into) as patch:
+        patch.setattr(calibrates, "uniformity", dies)
+        stages.build(view, "cal", into=into)
+    monkeypatch.setattr(Scores, "of", lambda *_, **__: pytest.fail("it scored again"))
+    assert stages.build(view, "cal", into=into).metrics == built("cal").metrics
 
 
 def draws(
