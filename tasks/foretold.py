@@ -9,6 +9,7 @@ from typing import Any
 
 from registry.artifacts import Artifact
 from registry.methods import footprint
+from registry.updates import soup_weights
 from specs.execution import Execution
 from tasks.foreseen import FULL, Foreseen, Reckoning
 from tasks.rules import rule_of
@@ -210,7 +211,8 @@ def _soup(r: Reckoning, stage: Artifact, entry: Any) -> None:
         r.leave(whole)
         return
     ranks = [sum(lora.rank for lora in _adapters(expert, stage.start)) for expert in experts]
-    rank = sum(ranks) if entry.rule == "delta" else max(ranks)
+    kept = [rank for rank, weight in zip(ranks, soup_weights(stage), strict=True) if weight]
+    rank = max(ranks) if entry.rule == "factors" else sum(kept)
     own = 4 * footprint.adapter(shape, rank)
     r.hold(0.0, 4 * own + 8 * 4.0 * shape.linear / max(shape.layers, 1))
     # Every layer's update is laid out and compared with the experts', corner by corner.
