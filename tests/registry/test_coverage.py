@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.integrate import quad
+from scipy.special import softmax
 from scipy.stats import norm
 
 from registry.methods.comparison import interval, over_seeds, win_rates
+from registry.methods.perplexity import perplexity
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +66,49 @@ def test_a_policy_against_itself_wins_one_half_and_against_its_twin_within_the_i
         assert interval(win_rates(ours, ours), confidence=0.95, resamples=999, seed=study) == (0.5, 0.5, 0.5)
         found = interval(win_rates(ours, theirs), confidence=0.95, resamples=999, seed=study)
         held += found.low <= 0.5 <= found.high
+    assert 0.93 <= held / studies <= 0.97
+
+
+def test_so_do_those_of_a_divergence_by_each_estimator() -> None:
+    """Answers are one token of six; the reference draws each alike, the policy of a prompt has normal logits. By 3,000 such
+    studies: k1 94.5 %, Rao-Blackwell 94.5 %, and k3, whose rare large terms few studies meet, 89.2 %."""
+    generator = np.random.default_rng(5)
+    studies, prompts, tokens = 1_000, 48, 6
+
+    def policies(count: int) -> NDArray[np.float64]:
+        return np.asarray(softmax(generator.normal(size=(count, tokens)), axis=1))
+
+    def exact(p: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray((p * np.log(p * tokens)).sum(axis=1))
+
+    truth = exact(policies(1_000_000)).mean()
+    held = {"k1": 0, "k3": 0, "Rao-Blackwell": 0}
+    for study in range(studies):
+        p = policies(prompts)
+        drawn = (generator.random((prompts, 4, 1)) > p.cumsum(axis=1)[:, None, :-1]).sum(axis=2)
+        log_ratio = np.log(np.take_along_axis(p, drawn, axis=1) * tokens)
+        for name, values in (
+            ("k1", log_ratio.mean(axis=1)),
+            ("k3", (np.exp(-log_ratio) - 1 + log_ratio).mean(axis=1)),
+            ("Rao-Blackwell", exact(p)),
+        ):
+            found = interval(values, confidence=0.95, resamples=999, seed=study)
+            held[name] += found.low <= truth <= found.high
+    assert 0.86 <= held.pop("k3") / studies <= 0.92
+    assert all(0.93 <= count / studies <= 0.97 for count in held.values()), held
+
+
+def test_so_do_those_of_a_perplexity() -> None:
+    """Log-probabilities of tokens are normal about a mean of -2 that varies over prompts, as the numbers of tokens do. By 3,000
+    such studies of 48 prompts 93.8 %."""
+    generator = np.random.default_rng(7)
+    studies, held = 1_000, 0
+    for study in range(studies):
+        tokens = generator.integers(8, 65, 48)
+        of_prompts = generator.normal(-2, 0.5, 48)
+        log_probs = tokens * of_prompts + np.sqrt(tokens) * generator.normal(size=48)
+        found = perplexity(log_probs, tokens.astype(float), confidence=0.95, resamples=999, seed=study)
+        held += found.low <= np.exp(2) <= found.high
     assert 0.93 <= held / studies <= 0.97
 
 
