@@ -18,6 +18,7 @@ import evaluated
 import handmade
 import pytest
 from filelock import FileLock
+from httpx import ConnectError
 from mlflow.tracking import MlflowClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from servers import until
@@ -26,7 +27,7 @@ from flows import promote as flow_module
 from flows import server
 from flows.candidate import candidate
 from flows.promote import promote
-from specs.problems import UserError
+from specs.problems import UnfitError, UserError
 from tasks.observer import observer
 
 RUN = "aa11" * 8
@@ -183,6 +184,19 @@ def test_a_promotion_that_is_cancelled_while_it_waits_ends_and_says_so(client: M
         state = promoted("bon[n=4]", approve=True, wait="2m")
     assert told["outcome"]["refused"] == [state.message] == ["it was cancelled in the Prefect UI"]
     assert state.type.value == "CANCELLED" and client.search_registered_models() == []
+
+
+def test_a_server_that_goes_away_while_a_person_is_asked_ends_it_in_a_line(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(*_: Any) -> None:
+        raise ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(flow_module, "_given", gone)
+    state = promoted("bon[n=4]", approve=True)
+    with pytest.raises(UnfitError, match=r"^Prefect's server went away while a person was asked .*; promote again once"):
+        state.result()
+    assert client.search_registered_models() == []
 
 
 @pytest.mark.parametrize(
