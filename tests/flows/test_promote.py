@@ -194,7 +194,9 @@ def test_a_server_that_goes_away_while_a_person_is_asked_ends_it_in_a_line(
 
     monkeypatch.setattr(flow_module, "_given", gone)
     state = promoted("bon[n=4]", approve=True)
-    with pytest.raises(UnfitError, match=r"^Prefect's server went away while a person was asked .*; promote again once"):
+    with pytest.raises(
+        UnfitError, match=r"^Prefect's server went away while a person was asked .*; promote again once"
+    ):
         state.result()
     assert client.search_registered_models() == []
 
