@@ -71,7 +71,11 @@ class PrefixBlocks:
             fed = torch.nn.functional.pad(tokens, (0, more), value=PAD)
             fed = fed.scatter(2, first_free + torch.arange(more, device=tokens.device), finish)
         last = tokens.gather(2, branches.lengths[..., None] - 1)[..., 0]
-        return self.value(read(self.reader, fed), last)
+        values = self.value(read(self.reader, fed), last)
+        # Equal texts of a row are worth the same, however their places in it round.
+        text = torch.cat([fed, last[..., None]], dim=-1) if self.reader.lag else fed
+        first = (text[:, :, None] == text[:, None]).all(-1).int().argmax(-1)
+        return values.gather(1, first)
 
     def chosen(self, branches: Branches, chosen: Tensor, many: int) -> None:
         depth = branches.tokens.shape[-1] + len(self.finish)

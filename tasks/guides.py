@@ -267,9 +267,10 @@ class Guides:
                 raise UserError(f"`{name}`: {error}") from None
             return ids
 
-        self._given.append(
-            (reader, read, lambda prompt, is_plain: room(model) - behind - len(encoded(prompt, 1, is_plain)))
-        )
+        def left(prompt: Prompt, is_plain: bool) -> int:
+            return room(model) - behind - len(encoded(prompt, longest or 0, is_plain))  # as far as it may be cut
+
+        self._given.append((reader, read, left))
         return reader
 
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from closed_forms import best_of_n_pmf
-from guided import CPU, ENDS, FAMILIES, ITS_PROMPTS, PROMPTS, llama, logits_after, model_of, reward_model, reward_of
+from guided import (
+    CPU,
+    ENDING,
+    ENDS,
+    FAMILIES,
+    ITS_PROMPTS,
+    PROMPTS,
+    VOCABULARY,
+    llama,
+    logits_after,
+    model_of,
+    reward_model,
+    reward_of,
+)  # fmt: skip
 
 from registry.methods.draws import inverse_cdf, uniforms
 from tasks.batch import Sample
@@ -40,11 +53,13 @@ def run(
     return sample(model_of(family, 0), PROMPTS, guidance=Blockwise(scorers, block, branches), **OPTIONS | changes)
 
 
-def drawn_by_hand(base: Any, prompt: int, kept: list[int], number: int, branch: int, many: int) -> list[int]:
+def drawn_by_hand(
+    base: Any, prompt: int, kept: list[int], number: int, branch: int, many: int, ends: Collection[int] = ENDS
+) -> list[int]:
     """Up to `many` more tokens of one branch, every prefix read from scratch."""
     u = uniforms(11, KEYS[prompt], number, 12, branch)
     added: list[int] = []
-    while len(added) < many and len(kept) + len(added) < 12 and not set(added) & set(ENDS):
+    while len(added) < many and len(kept) + len(added) < 12 and not set(added) & set(ends):
         logits = logits_after(base, PROMPTS[prompt] + kept + added)
         added.append(int(inverse_cdf(logits[None], torch.tensor([u[len(kept) + len(added)]]))))
     return added
@@ -98,6 +113,29 @@ def test_a_scorer_with_an_end_of_its_own_reads_that_for_any_end() -> None:
             kept += drawn[max(range(3), key=lambda b: rewards[b])]
         assert list(found[prompt][0].ids) == kept
     assert found != run((by_prefix(judge), 1.0))
+
+
+@torch.inference_mode()
+def test_a_reward_of_finished_answers_reads_one_that_ends_at_once_as_empty() -> None:
+    base, judge, ends = llama(0), reward_model(1), range(0, VOCABULARY, 3)
+    scorer = by_prefix(judge)
+    scorer.finish = ENDING
+    found = run((scorer, 1.0), eos_ids=ends)
+
+    def finished(answer: list[int]) -> list[int]:
+        return [*(token for token in answer if token not in ends), *ENDING]
+
+    at_once = set[bool]()
+    for prompt, its in enumerate(ITS_PROMPTS):
+        for number in range(2):
+            kept: list[int] = []
+            while len(kept) < 12 and not set(kept) & set(ends):
+                drawn = [drawn_by_hand(base, prompt, kept, number, b, 4, ends) for b in range(3)]
+                best = max(drawn, key=lambda added: reward_of(judge, its + finished(kept + added)))
+                at_once |= {added == best for added in drawn if not kept and added[0] in ends}
+                kept += best
+            assert list(found[prompt][number].ids) == kept
+    assert at_once == {True, False}, "no empty answer was kept, or none was beaten"
 
 
 def test_how_many_samples_are_asked_for_changes_none_of_them() -> None:

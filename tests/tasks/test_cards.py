@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from guided import (
     ENDS,
     ITS_PROMPTS,
     PROMPTS,
+    VOCABULARY,
     llama,
     logits_after,
     model_of,
@@ -43,14 +45,16 @@ def run(judge: Judge | None = None, family: str = "llama", **changes: Any) -> li
 
 
 @torch.inference_mode()
-def by_hand(prompt: int, number: int, rule: Segments, refusals: list[int], family: str) -> list[int]:
+def by_hand(
+    prompt: int, number: int, rule: Segments, refusals: list[int], family: str, ends: Collection[int] = ENDS
+) -> list[int]:
     base, reward = model_of(family, 0), reward_model(1, family=family)
     ours, its = PROMPTS[prompt], ITS_PROMPTS[prompt]
     drawing = iter(uniforms(11, KEYS[prompt], number, 1000))
     accepting = iter(uniforms(11, f"{KEYS[prompt]}/accepting", number, 1000))
     of_prompt = reward_of(reward, its)
     answer: list[int] = []
-    while len(answer) < 12 and not set(answer) & set(ENDS):
+    while len(answer) < 12 and not set(answer) & set(ends):
         tried: list[tuple[float, list[int]]] = []
         while True:
             segment: list[int] = []
@@ -58,11 +62,11 @@ def by_hand(prompt: int, number: int, rule: Segments, refusals: list[int], famil
                 logits = logits_after(base, ours + answer + segment)
                 segment.append(int(inverse_cdf(logits[None], torch.tensor([next(drawing)]))))
                 after = torch.distributions.Categorical(logits=logits_after(base, ours + answer + segment))
-                ended = segment[-1] in ENDS or len(answer + segment) == 12
+                ended = segment[-1] in ends or len(answer + segment) == 12
                 uncertain = float(after.entropy()) >= rule.entropy and len(segment) >= rule.shortest
                 if ended or uncertain or len(segment) == rule.longest:
                     break
-            read = [*segment[:-1], *ENDING] if segment[-1] in ENDS else segment
+            read = [*segment[:-1], *ENDING] if segment[-1] in ends else segment
             tried.append((reward_of(reward, its + answer + read), segment))
             start = (1 - rule.alpha) * of_prompt + rule.alpha * rule.target
             bar = min(rule.target, start + len(answer + segment) / 12 * (rule.target - start))
@@ -84,6 +88,16 @@ def test_segments_are_drawn_until_the_reward_model_accepts_them(target: float, f
         for number in range(2):
             assert list(found[prompt][number].ids) == by_hand(prompt, number, rule, refusals, family)
     assert len(refusals) > 10 and any(s.finished for row in found for s in row)
+
+
+def test_an_answer_that_is_its_end_alone_is_judged_as_an_empty_one() -> None:
+    # So many tries that one of them is accepted: the best of equal ones would be a matter of rounding.
+    rule, ends, refusals = Segments(target=10.0, beta=2.0, tries=1000), range(VOCABULARY), list[int]()
+    found = run(judging(rule), eos_ids=ends)
+    for prompt in range(len(PROMPTS)):
+        for number in range(2):
+            assert list(found[prompt][number].ids) == by_hand(prompt, number, rule, refusals, "llama", ends)
+    assert len(refusals) > 10 and all(len(one.ids) == 1 and one.finished for row in found for one in row)
 
 
 def test_a_policy_of_which_nothing_is_refused_is_itself() -> None:

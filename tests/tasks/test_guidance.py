@@ -25,10 +25,14 @@ from guided import (
 )  # fmt: skip
 
 from registry.methods.draws import inverse_cdf, uniforms
-from tasks.batch import Sample
+from registry.prefix_scorers import PrefixHead
+from tasks.batch import Companion, Sample
+from tasks.blocks import PrefixBlocks
+from tasks.cards import Judge, Segments
 from tasks.guidance import Guidance, NextTokens, Prefixes
-from tasks.outputs import prefix_rewards
+from tasks.outputs import prefix_rewards, prefix_values
 from tasks.reader import Reader, next_token_logits
+from tasks.rollouts import Rollouts
 from tasks.sampler import sample
 from tasks.trace import Observer
 
@@ -171,9 +175,55 @@ def test_a_prompt_may_fill_the_context_up_to_the_last_new_token(family: str) -> 
         sample(base, prompts, guidance=Guidance([(guide, 1.5)], candidates=6), **options | {"max_new_tokens": 13})
 
 
-def test_an_answer_may_be_its_end_alone() -> None:
-    found = run(llama(0), Guidance([(by_prefix(reward_model(1)), 1.5)], candidates=6), eos_ids=range(VOCABULARY))
+def a_way(kind: str, judge: Any, speaker: Any) -> Companion:
+    """A way to decode, by models of which `judge` reads what a template writes behind an end."""
+    tail = Reader(prefix_rewards(judge), ITS_PROMPTS, CPU)
+    match kind:
+        case "args":
+            return Guidance([(Prefixes(tail, ENDING), 1.5)], candidates=6)
+        case "genarm":
+            return Guidance([(by_token(speaker), 0.8)])
+        case "controlled_decoding":
+            head = PrefixHead(32, VOCABULARY, 0.0, 1.0)
+            torch.nn.init.normal_(head.each, generator=torch.Generator().manual_seed(3))
+            return Guidance([(NextTokens(Reader(prefix_values(speaker, head), ITS_PROMPTS, CPU)), 0.5)])
+        case "transfer_q":
+            scorer = PrefixBlocks(tail, lambda rewards, tokens: rewards, finish=ENDING)
+            return Guidance([(Rollouts(Reader(next_token_logits(speaker), ITS_PROMPTS, CPU), scorer, 3), 2.0)], 5)
+        case _:
+            return Judge(tail, Segments(2.0, beta=1.0, entropy=2.0, shortest=2, longest=5, tries=4), ENDING)
+
+
+WAYS = ["args", "genarm", "controlled_decoding", "transfer_q", "cards"]
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_answers_may_fill_the_positions_of_a_policy_and_of_all_that_guides_it(kind: str) -> None:
+    def asked(spare: int) -> list[list[Sample]]:
+        base, speaker = model_of("gpt2", 0), model_of("gpt2", 2)
+        judge = reward_model(1, family="gpt2")
+        # A reward of finished answers reads a whole ending behind the last token, others its tail behind an end.
+        behind = len(ENDING) - (kind != "transfer_q")
+        for model, prompts, new in ((base, PROMPTS, 12), (speaker, ITS_PROMPTS, 12), (judge, ITS_PROMPTS, 12 + behind)):
+            table = model.transformer.wpe.weight
+            table.data = table.data[: max(map(len, prompts)) + new + spare].clone()
+        # Few rows, so that one begins where another is about to end.
+        return run(base, a_way(kind, judge, speaker), samples=4, rows=3, eos_ids=ENDS[2:])
+
+    found = asked(spare=0)
+    assert found == asked(spare=100)
+    assert max(len(one.ids) for row in found for one in row) == 12 and any(one.finished for row in found for one in row)
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_an_answer_may_be_its_end_alone(kind: str) -> None:
+    """It is what would have been the first token, of which it is known only then that there are no others."""
+    models = llama(0), reward_model(1), llama(2)
+    found = run(models[0], a_way(kind, *models[1:]), eos_ids=range(VOCABULARY))
     assert all(len(one.ids) == 1 and one.finished for row in found for one in row)
+    if kind in ("genarm", "controlled_decoding"):
+        cut = run(models[0], a_way(kind, *models[1:]), eos_ids=[], max_new_tokens=1)
+        assert [one.ids for row in found for one in row] == [one.ids for row in cut for one in row]
 
 
 @torch.inference_mode()

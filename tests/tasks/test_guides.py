@@ -16,8 +16,11 @@ from registry.bases import Bases
 from registry.rows import Prompt
 from specs.problems import UserError
 from tasks.guides import Guides
+from tasks.lane import Lane, Open
 from tasks.models import Models
 from tasks.outputs import prefix_rewards
+from tasks.requests import Asked as Served
+from tasks.rules import rule_of
 
 STUDY = """\
 models:
@@ -174,6 +177,89 @@ stages: {args: {do: decode, method: args, from: base, reward: wordy, candidates:
     assert Asked(view, "args", prompts=prompt, samples=1, max_new_tokens=13)["args"]
     with pytest.raises(UserError, match="`wordy`: prompt 1: 9 tokens and 16 new ones are more than the model's 24 pos"):
         Asked(view, "args", prompts=prompt, samples=1, max_new_tokens=14)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Guides of 24 positions, to which a prompt of one letter and what stands around it are four."""
+    folder = tmp_path_factory.mktemp("narrow")
+    tiny.language_model(folder / "model")
+    tiny.language_model(folder / "short", seed=1, max_position_embeddings=24)
+    tiny.classifier(folder / "wordy", initializer_range=1.0, max_position_embeddings=24)
+    tiny.tokenizer(chat_template=tiny.CHAT.replace("<|end|>", "<|end|>\n\n")).save_pretrained(folder / "wordy")
+    tiny.write_lines(folder / "prompts.jsonl", [{"prompt": "a"}])
+    tiny.write_lines(folder / "pairs.jsonl", [{"prompt": "a", "chosen": "yes", "rejected": "no"}] * 4)
+    view = stages.study(
+        folder,
+        """\
+models:
+  base: {source: ./model, precision: fp32}
+  short: {source: ./short, precision: fp32}
+data:
+  prompts: {source: ./prompts.jsonl, format: prompt}
+  pairs: {source: ./pairs.jsonl, format: preference}
+rewards:
+  score: {kind: length}
+  wordy: {kind: classifier, source: ./wordy, precision: fp32}
+stages:
+  rolls: {do: sample, from: base, prompts: prompts, samples: 2, max_new_tokens: 6}
+  arm: {do: autoregressive_reward_model, from: short, data: pairs}
+  wide: {do: prefix_scorer, loss: cd_fudge, from: short, responses: rolls, reward: score}
+  genarm: {do: decode, method: genarm, from: base, guides: {arm: 1.0}}
+  cd: {do: decode, method: controlled_decoding, from: base, scorers: {wide: 1.0}}
+  mod: {do: decode, method: mod, from: base, policies: {short: 0.5}}
+  args: {do: decode, method: args, from: base, reward: wordy, candidates: 4}
+  cards: {do: decode, method: cards, from: base, reward: wordy, target: 5.0, tries: 2}
+  ahead: {do: decode, method: transfer_q, from: base, baseline: short, reward: score, candidates: 3, look_ahead: 20}
+  judged_ahead: {do: decode, method: transfer_q, from: base, baseline: base, reward: wordy, candidates: 3, look_ahead: 20}
+""",
+    )
+    for name in ("rolls", "arm", "wide"):
+        stages.build(view, name)
+    return view
+
+
+# What the classifier's template writes behind an end is two tokens more, in the prompt and behind an answer; an answer
+# that is read as a finished one has its end behind the last token.
+@pytest.mark.parametrize(
+    ("name", "guide", "room"),
+    [
+        *[("genarm", "arm", 20), ("cd", "wide", 20), ("mod", "short", 20), ("ahead", "short", 20)],
+        *[("args", "wordy", 16), ("cards", "wordy", 16), ("judged_ahead", "wordy", 15)],
+    ],
+)
+def test_answers_end_where_a_guide_has_no_more_positions(narrow: Any, name: str, guide: str, room: int) -> None:
+    prompt, policy = Prompt(({"role": "user", "content": "a"},)), narrow.artifact(name)
+    asked = Asked(narrow, name, prompts=[prompt], max_new_tokens=room)
+    lengths = [len(answer.ids) for answer in asked.answers[name][0]]
+    assert max(lengths) == room
+    with pytest.raises(UserError, match=f"`{guide}`: prompt 1: .* new ones are more than the model's 24 positions"):
+        Asked(narrow, name, prompts=[prompt], max_new_tokens=room + 1)
+
+    draws = 1 if rule_of(policy).temperature == 0 else 2
+    assert without_a_limit(policy, prompt) == sum(lengths[:draws])
+
+
+@torch.inference_mode()
+def without_a_limit(policy: Any, prompt: Prompt) -> int:
+    """The tokens of the same answers from a server that is told of no limit."""
+    lane = Lane(Models(8), policy, rule_of(policy), rows=8, max_new_tokens=500)
+    told: list[Any] = []
+    asked = Served(policy.name, prompt, is_plain=False, samples=2, max_new_tokens=None, seed=5)
+    lane.add(Open(asked, told.append))
+    while lane.opened:
+        lane.step()
+    return int(told[-1].drawn_tokens)
+
+
+@pytest.mark.parametrize(("name", "draws", "room"), [("args", 1, 10), ("cards", 2, 10), ("judged_ahead", 1, 9)])
+def test_a_long_prompt_leaves_half_of_what_a_reward_reads_to_an_answer_without_a_limit(
+    narrow: Any, name: str, draws: int, room: int
+) -> None:
+    prompt = Prompt(({"role": "user", "content": "How was the trip to the far side of the lake?"},))
+    answers = Asked(narrow, name, prompts=[prompt], max_new_tokens=room).answers[name][0]
+    assert [len(answer.ids) for answer in answers] == [room, room]
+    assert without_a_limit(narrow.artifact(name), prompt) == draws * room
 
 
 def test_what_stands_on_one_base_shares_its_weights_in_memory(view: Any) -> None:
