@@ -9,7 +9,7 @@ quickstart: .venv/installed
 	$(BIN)/alignflow run specs/recipes/quickstart.yaml
 
 test: .venv/installed-dev lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

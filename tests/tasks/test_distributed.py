@@ -39,7 +39,6 @@ KINDS = {
     "bond": "do: bond, from: base, prompts: prompts, reward: length, max_new_tokens: 5",
     "rrhf": "do: rrhf, from: base, data: prompts, reward: length, max_new_tokens: 5",
     "qrpo": "do: qrpo, from: base, data: rolls, reward: cal, beta: 0.5",
-    "fudge": "do: prefix_scorer, loss: cd_fudge, from: base, responses: rolls, reward: length",
     "q": "do: prefix_scorer, loss: cd_q, from: base, responses: rolls, reward: length",
     "raft": "do: raft, from: base, prompts: prompts, held_out: others, reward: length, samples: 2, max_new_tokens: 5",
 }
@@ -112,7 +111,7 @@ REMAINDERS = [("sft", 9, 2), ("reward_model", 9, 2), ("prefix", 10, 2), ("bond",
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["whole", "arm", "dpo", "raft", "rrhf", "qrpo", "fudge", "q"])
+@pytest.mark.parametrize("kind", ["whole", "arm", "dpo", "raft", "rrhf", "qrpo", "q"])
 def test_two_processes_have_the_losses_and_the_weights_of_one(study: Any, tmp_path: Path, kind: str) -> None:
     compare(study(kind), tmp_path)
 
