@@ -62,6 +62,12 @@ def bottom(artifact: Artifact) -> Artifact:
     return artifact
 
 
+def soup_weights(soup: Artifact) -> list[float]:
+    """The weights of a soup's experts, equal ones where it names none."""
+    experts = soup.inputs["experts"]
+    return list(soup.fields["weights"] or [1 / len(experts)] * len(experts))
+
+
 def _shared(experts: tuple[Artifact, ...]) -> Artifact:
     """The nearest model that all experts come from; the first expert where they have none in common."""
     below = [{a.fingerprint for a in _lineage(expert)} for expert in experts]

@@ -33,12 +33,6 @@ class Expert:
     heads: dict[str, Tensor]
 
 
-def soup_weights(soup: Artifact) -> list[float]:
-    """The weights of a soup's experts, equal ones where it names none."""
-    experts = soup.inputs["experts"]
-    return list(soup.fields["weights"] or [1 / len(experts)] * len(experts))
-
-
 def expert_of(artifact: Artifact, shared: Artifact) -> Expert:
     """Everything that training has added to `shared`. Raises `UserError` for what has no exact average."""
     update: dict[str, list[Factor]] = {}

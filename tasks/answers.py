@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from registry.artifacts import Artifact
+from registry.artifacts import Artifact, soup_weights
 from registry.bases import Bases
 from registry.dialogue_text import decode_answer, encode_prompt
 from registry.four_bits import is_rounded
 from registry.language_models import context_length
 from registry.rows import Prompt
-from registry.updates import expert_of, soup_weights
+from registry.updates import expert_of
 from specs.execution import Execution
 from specs.problems import UserError
 from tasks.account import Account

@@ -14,11 +14,11 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from registry.artifacts import ADAPTER, WEIGHTS, Artifact
+from registry.artifacts import ADAPTER, WEIGHTS, Artifact, soup_weights
 from registry.language_models import DTYPES, config_of, load_language_model, load_tokenizer, own_precision
 from registry.methods import soup
 from registry.reward_models import load_reward_model, with_score_head
-from registry.updates import PREFIX, Expert, average_heads, expert_of, save_update, soup_weights
+from registry.updates import PREFIX, Expert, average_heads, expert_of, save_update
 from specs.problems import UserError
 from tasks.job import Job, Result
 from tasks.memory import free_memory

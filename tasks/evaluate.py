@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.artifacts import Artifact
+from registry.artifacts import Artifact, soup_weights
 from registry.methods.audits import length_bias
 from registry.methods.best_of_n import expected_best
 from registry.methods.comparison import best_of_n_win_rates, strict_win_rates, win_rates
 from registry.methods.significance import FEWEST, draws_for, holm, minimum_detectable_effect, permutation_p
 from registry.rows import Prompt
-from registry.updates import soup_weights
 from specs.evaluation import Evaluate
 from specs.soup import Soup
 from tasks.account import Account

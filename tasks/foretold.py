@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from registry.artifacts import Artifact
+from registry.artifacts import Artifact, soup_weights
 from registry.methods import footprint
-from registry.updates import soup_weights
 from specs.execution import Execution
 from tasks.foreseen import FULL, Foreseen, Reckoning
 from tasks.rules import rule_of
