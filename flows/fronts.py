@@ -14,7 +14,7 @@ from flows.beside import Beside
 from flows.figures import Curve, Point, curves, glyph, scatter
 from flows.optimisation import families
 from flows.page import bullets, joined, paragraph, section, table
-from flows.report_table import ALIKE, Rows, by_place
+from flows.report_table import ALIKE, by_place
 from flows.reward_roles import order, part
 from flows.theme import Look
 from flows.wording import ESTIMATORS, spread
@@ -107,11 +107,11 @@ def _against_kl(
         about = f"Mean reward against divergence. On the front: {_names(best, evaluation)}."
         panels[reward] = scatter(points, title, scales, about, lower_is_better=True, curve=curve, paths=paths)
     return Markup("<h4>Reward against divergence</h4>{}").format(
-        beside.figures(name, "kl", panels, _kl_caption(evaluation, known, rows), shown)
+        beside.figures(name, "kl", panels, _kl_caption(evaluation, known), shown)
     )
 
 
-def _kl_caption(evaluation: Evaluation, known: Mapping[str, tuple[str, Any]], rows: Rows) -> str:
+def _kl_caption(evaluation: Evaluation, known: Mapping[str, tuple[str, Any]]) -> str:
     used = dict.fromkeys(how for how, _ in known.values())
     marks = "; ".join(f"{FILLED[FILLS[how]]}: {ESTIMATORS[how]}" for how in used)
     missing = [p for p in evaluation.policies if p not in known]

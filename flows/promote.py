@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
-from httpx import TransportError
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -32,7 +31,6 @@ from flows.candidate import Candidate, candidate
 from registry.claims import claim
 from registry.home import make_home
 from specs.base import seconds
-from specs.problems import UnfitError
 from tasks.observer import observer
 from tasks.places import registry_place
 from tasks.registering import Registered, meant, register
@@ -138,11 +136,6 @@ def _ask(chosen: Candidate, run: FlowRun, now: str, patience: float) -> Decision
             told = f"**{error.errors()[0]['msg'].removeprefix('Value error, ')}**\n\n"
         except FlowPauseTimeout:
             return "nobody decided in time"
-        except TransportError as error:  # Prefect's client has tried for a while
-            raise UnfitError(
-                f"Prefect's server went away while a person was asked ({error}), so nothing was promoted; promote again once "
-                "it is there"
-            ) from None
         else:
             if given is None:
                 return CANCELLED

@@ -28,6 +28,8 @@ def run(parameters: dict[str, Any], *, as_json: bool) -> int:
     log = home / "logs" / "promote.log"
     with ExitStack() as stack:
         out, err = stack.enter_context(own_lines_only(log))
+        from httpx import TransportError
+
         from flows.candidate import candidate  # imports MLflow
 
         given = {key: value for key, value in parameters.items() if key not in ("approve", "wait")}
@@ -49,9 +51,16 @@ def run(parameters: dict[str, Any], *, as_json: bool) -> int:
         told: dict[str, Any] = {}
         observer.set(_watch(told, err if as_json else out, parameters["wait"]))
         with of_home(home):
-            state: Any = promote(**parameters | {"run": chosen.past.id}, return_state=True)
+            try:
+                state: Any = promote(**parameters | {"run": chosen.past.id}, return_state=True)
+                error = None if told else state.result(raise_on_failure=False)
+            except TransportError as gone:  # nor could the server be told that the flow failed
+                error = gone
         if not told:  # the flow did not come to its end
-            error = state.result(raise_on_failure=False)
+            if isinstance(error, TransportError):
+                raise UnfitError(
+                    f"Prefect's server went away ({error}) before it was done; promote again once it is there"
+                )
             if isinstance(error, UnfitError):
                 raise error
             print(f"failed: {type(error).__name__}: {error}; the log is {log}", file=err)

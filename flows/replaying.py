@@ -81,7 +81,7 @@ def _replay(past: PastRun, study: Study, records: dict[str, Any], folder: Path, 
             now = again.stored(name)
             assert now is not None
             agreement.append(compared(past.view, again, name, past.stored(name), now))
-        _tell_agreement(display, past, agreement, reused)
+        _tell_agreement(display, agreement, reused)
 
     loaded = Loaded(study, Positions({((), "value"): _mark(past)}), past.view.folder / "study.yaml")
     status = run(loaded, offline=False, force=[], as_json=as_json, quiet=False, conclude=conclude)
@@ -221,7 +221,7 @@ def _tell_surroundings(display: Display, past: PastRun, found: list[Difference])
         display.console.print("the surroundings are those of the record", soft_wrap=True)
 
 
-def _tell_agreement(display: Display, past: PastRun, agreement: list[Compared], reused: list[str]) -> None:
+def _tell_agreement(display: Display, agreement: list[Compared], reused: list[str]) -> None:
     table = Table()
     for column in ("stage", "kind", "files identical", "metrics equal", "intervals overlap", ""):
         table.add_column(column)

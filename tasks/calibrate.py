@@ -25,6 +25,7 @@ def calibrate(job: Job) -> Result:
     """Draws, scores, tests, and writes each prompt's rewards in order, each with its text."""
     use_threads(job.execution)
     prompts = distinct_prompts_of(job, "prompts")
+    scores = Scores(job.execution, job.log)
 
     def rolled_out() -> Drawn:
         (drawn,) = answer(
@@ -35,13 +36,13 @@ def calibrate(job: Job) -> Result:
             seed=job.seed,
             execution=job.execution,
             log=job.log,
-            scores=Scores(job.execution, job.log),
+            scores=scores,
             stream="calibrate",
         )
         return drawn
 
     drawn = drawn_once(job, "rollouts", rolled_out)
-    rewards = np.array(scored(job, job.one("reward"), prompts, drawn))
+    rewards = np.array(scored(job, job.one("reward"), prompts, drawn, scores))
     rollouts, fresh = rewards[:, :-1], rewards[:, -1]
     test = uniformity(fresh, list(rollouts), job.seed)
     write_lines(

@@ -67,15 +67,17 @@ def drawn_once(job: Job, name: str, made: Callable[[], Drawn]) -> Drawn:
         return drawn
 
 
-def scored(job: Job, reward: Artifact, prompts: Sequence[Prompt], drawn: Drawn) -> list[list[float]]:
+def scored(
+    job: Job, reward: Artifact, prompts: Sequence[Prompt], drawn: Drawn, scores: Scores | None = None
+) -> list[list[float]]:
     """The rewards `[prompt][sample]`."""
-    return scored_once(job, reward, prompts, [[a.text for a in row] for row in drawn])
+    return scored_once(job, reward, prompts, [[a.text for a in row] for row in drawn], scores)
 
 
 def scored_once(
-    job: Job, reward: Artifact, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]
+    job: Job, reward: Artifact, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], scores: Scores | None = None
 ) -> list[list[float]]:
-    """The rewards `[prompt][text]`, or what they were before this stage's process died."""
+    """The rewards `[prompt][text]`, or what they were before this stage's process died. `scores` may know some."""
     asked = json.dumps([reward.fingerprint, [[p.id, *row] for p, row in zip(prompts, texts, strict=True)]])
     path = job.scratch / f"scores-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.jsonl"
     with main_first() as is_main:  # of several processes one scores
@@ -83,7 +85,7 @@ def scored_once(
             if is_main:
                 job.log.note("these answers were scored before: their scores are taken up")
             return list(read_lines(path))
-        found = Scores(job.execution, job.log).of(reward, prompts, texts)
+        found = (scores or Scores(job.execution, job.log)).of(reward, prompts, texts)
         if is_main:
             _keep(path, found)
         return found

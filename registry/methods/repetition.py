@@ -36,17 +36,13 @@ def words(text: str) -> list[str]:
     return list(_TOKENIZER.tokenize(text))
 
 
-def rep_n(text: str, n: int, convention: Convention) -> float:
+def rep_n(tokens: Sequence[str], n: int, convention: Convention) -> float:
     """rep-n, the share of the n-grams of words that are repetitions: 1 - |unique n-grams| / |n-grams| (ARGS, arXiv
     2402.01694, which gives it in per cent). ARGS's code divides by |n-grams| + 1.
 
     Returns:
         In [0, 1]; 1 for a text of fewer than n words, as by ARGS's code.
     """
-    return _rep_n(words(text), n, convention)
-
-
-def _rep_n(tokens: Sequence[str], n: int, convention: Convention) -> float:
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     if not grams:
         return 1.0
@@ -61,14 +57,14 @@ def diversity(text: str, convention: Convention) -> float:
         In [0, 1].
     """
     tokens = words(text)
-    return float(np.prod([1 - _rep_n(tokens, n, convention) for n in (2, 3, 4)]))
+    return float(np.prod([1 - rep_n(tokens, n, convention) for n in (2, 3, 4)]))
 
 
 def is_degenerate(text: str) -> bool:
     """Whether a text is empty, or has eight words and of its four-grams one half or more are repetitions (`rep_n` by the
     paper)."""
     tokens = words(text)
-    return not tokens or (len(tokens) >= 8 and _rep_n(tokens, 4, "paper") >= 0.5)
+    return not tokens or (len(tokens) >= 8 and rep_n(tokens, 4, "paper") >= 0.5)
 
 
 def is_refusal(text: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import json
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,9 +18,9 @@ from uuid import UUID
 
 import evaluated
 import handmade
+import psutil
 import pytest
 from filelock import FileLock
-from httpx import ConnectError
 from mlflow.tracking import MlflowClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from servers import until
@@ -27,7 +29,7 @@ from flows import promote as flow_module
 from flows import server
 from flows.candidate import candidate
 from flows.promote import promote
-from specs.problems import UnfitError, UserError
+from specs.problems import UserError
 from tasks.observer import observer
 
 RUN = "aa11" * 8
@@ -186,21 +188,6 @@ def test_a_promotion_that_is_cancelled_while_it_waits_ends_and_says_so(client: M
     assert state.type.value == "CANCELLED" and client.search_registered_models() == []
 
 
-def test_a_server_that_goes_away_while_a_person_is_asked_ends_it_in_a_line(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def gone(*_: Any) -> None:
-        raise ConnectError("All connection attempts failed")
-
-    monkeypatch.setattr(flow_module, "_given", gone)
-    state = promoted("bon[n=4]", approve=True)
-    with pytest.raises(
-        UnfitError, match=r"^Prefect's server went away while a person was asked .*; promote again once"
-    ):
-        state.result()
-    assert client.search_registered_models() == []
-
-
 @pytest.mark.parametrize(
     ("stage", "more", "told"),
     [
@@ -286,3 +273,27 @@ def test_one_that_is_killed_while_it_waits_is_closed_by_the_next_which_leads_to_
     assert json.loads(done.stdout)["page"] == "http://127.0.0.1:7777/#/models/small/versions/1"
     assert closed is not None and closed.is_crashed()
     assert list((ran / "claims").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_server_that_goes_away_for_good_while_a_person_is_asked_is_told_in_a_line(
+    client: MlflowClient, tmp_path: Path
+) -> None:
+    url = server.start_temporary(tmp_path / "server.log")
+    server.wait_for(url, tmp_path / "server.log")
+    port = url.removesuffix("/api").rpartition(":")[2]
+    (serving,) = [p for p in psutil.process_iter(["cmdline"]) if port in (p.info["cmdline"] or ())]
+    line = [str(Path(sys.executable).with_name("alignflow")), "promote", "small", "bon[n=4]", "--alias", "champion"]
+    with subprocess.Popen(
+        [*line, "--approve"], cwd=tmp_path, env=os.environ | {"PREFECT_API_URL": url, "PREFECT_CLIENT_MAX_RETRIES": "0"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as waiting:  # fmt: skip
+        assert waiting.stdout is not None and waiting.stderr is not None
+        assert waiting.stdout.readline().startswith("waits for a decision")
+        serving.kill()
+        told = waiting.stderr.readline()  # behind it Prefect may say what it could not log
+        waiting.stderr.read()
+    assert waiting.returncode == 4
+    assert re.fullmatch(r"environment: Prefect's server went away \(.*\) before it was done; promote again .*\n", told)
+    assert client.search_registered_models() == []

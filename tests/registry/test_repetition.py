@@ -25,8 +25,8 @@ def test_words_are_those_of_nltk_with_marks_apart() -> None:
 
 def test_rep_2_of_a_b_a_b_a_is_one_half_and_by_the_code_three_fifths() -> None:
     # ab, ba, ab, ba: two of four are new, and the code divides by five.
-    assert rep_n("a b a b a", 2, "paper") == 0.5
-    assert rep_n("a b a b a", 2, "official_code") == pytest.approx(0.6)
+    assert rep_n(["a", "b", "a", "b", "a"], 2, "paper") == 0.5
+    assert rep_n(["a", "b", "a", "b", "a"], 2, "official_code") == pytest.approx(0.6)
 
 
 def test_diversity_of_a_b_a_b_a_by_hand() -> None:
@@ -46,7 +46,7 @@ def test_distinct_words_score_one_and_by_the_code_less_the_fewer_they_are(count:
 @pytest.mark.parametrize("text", ["", "one", "one two", "one two three"])
 def test_fewer_than_four_words_score_zero(text: str, convention: repetition.Convention) -> None:
     assert diversity(text, convention) == 0
-    assert rep_n(text, 4, convention) == 1
+    assert rep_n(words(text), 4, convention) == 1
 
 
 @BOTH

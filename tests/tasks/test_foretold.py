@@ -30,8 +30,9 @@ stages:
   bond: {do: bond, from: base, prompts: prompts, reward: length, max_new_tokens: 40}
   raft: {do: raft, from: base, prompts: prompts, reward: length, max_new_tokens: 40, samples: 4}
   prefix: {do: prefix_scorer, loss: prefix_bt, from: base, data: pairs}
-  soup: {do: soup, experts: [sft, dpo], weights: {grid: 3}}
-  arc: {do: soup, experts: [sft, dpo], rule: slerp}
+  thin: {do: sft, from: base, data: pairs, lora: {rank: 4, alpha: 8}}
+  soup: {do: soup, experts: [sft, thin], weights: {grid: 3}}
+  arc: {do: soup, experts: [sft, thin], rule: slerp}
   factors: {do: soup, experts: [sft, dpo], rule: factors}
 """
 THREADS = Execution(threads=1)
@@ -99,9 +100,10 @@ def test_adapters_hold_less_than_all_weights_in_training(view: View, folder: Pat
 
 
 def test_a_soup_has_the_ranks_of_the_experts_that_are_in_it(view: View, folder: Path) -> None:
-    names = ("soup[1,0]", "soup[0.5,0.5]", "arc", "factors")
-    corner, *mixed = (foresee(view.artifact(name), THREADS, folder / "home").disk for name in names)
-    assert mixed == [2 * corner, 2 * corner, corner]
+    names = ("soup[1,0]", "soup[0,1]", "soup[0.5,0.5]", "arc", "factors")
+    sixteen, four, *mixed = (foresee(view.artifact(name), THREADS, folder / "home").disk for name in names)
+    assert sixteen == 4 * four
+    assert mixed == [sixteen + four, sixteen + four, sixteen]
 
 
 def test_a_reference_is_held_beside_the_policy_only_where_all_weights_are_trained(view: View, folder: Path) -> None:
