@@ -240,6 +240,7 @@ def _evaluate(r: Reckoning, stage: Artifact, entry: Any) -> None:
     policies = {p.fingerprint: p for p in (*stage.inputs["policies"], stage.one("against"))}
     rules = [rule_of(p) for p in policies.values()]
     reference = rule_of(stage.one("against")).model
+    r.meet_shapes(precision_of(reference), len(rules))
     budget, rewards = entry.budget, stage.inputs["rewards"]
     asked = r.texts(stage.one("prompts"), reference)
     tokens = r.answered(budget.max_new_tokens)
