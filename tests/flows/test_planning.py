@@ -151,7 +151,8 @@ def test_of_every_recipe_all_stages_are_reckoned(recipe: Path, tmp_path: Path) -
         assert expected.seconds is not None
         assert 0 < expected.seconds < 20_000, name
         if kind in ("sample", "calibrate", "evaluate"):
-            assert 0.5e9 + model < expected.host_bytes < 5e9, name
+            most = 5e9 if kind == "evaluate" else 4e9  # of many policies
+            assert 0.5e9 + model < expected.host_bytes < most, name
         elif hasattr(planned.step.node.entry, "lora"):
             assert 1e9 + model < expected.host_bytes < 20e9, name
             assert 4 * 16 * 305_280 < expected.disk_bytes < 200e6, name

@@ -248,6 +248,21 @@ def test_the_command_tells_what_became_of_it_and_its_exit_status_says_so_too(
     assert done.returncode == 4 and "--approve asks in the Prefect UI, and there is none" in done.stderr
 
 
+WORDS = ["promote", "small", "bon[n=4]", "--alias", "champion"]
+
+
+@contextmanager
+def asking(folder: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], UUID]]:
+    """The command that waits for a person, and its run."""
+    line = [str(Path(sys.executable).with_name("alignflow")), *WORDS, "--approve"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(line, cwd=folder, env=os.environ | environment, text=True, **pipes) as waiting:
+        assert waiting.stdout is not None
+        told = waiting.stdout.readline()
+        assert told.startswith("waits for a decision")
+        yield waiting, UUID(told.strip().rpartition("/")[2])
+
+
 @pytest.mark.slow
 def test_one_that_is_killed_while_it_waits_is_closed_by_the_next_which_leads_to_the_pages_of_up(
     client: MlflowClient, ran: Path, tmp_path: Path, prefect_server: str
@@ -255,20 +270,16 @@ def test_one_that_is_killed_while_it_waits_is_closed_by_the_next_which_leads_to_
     from command import alignflow
     from prefect import get_client
 
-    words = ["promote", "small", "bon[n=4]", "--alias", "champion"]
-    line = [str(Path(sys.executable).with_name("alignflow")), *words, "--approve"]
     with (
         get_client(sync_client=True) as prefect,
         FileLock(ran / server.LOCK),
         server.noted(ran, prefect_server, "http://127.0.0.1:7777"),
     ):
-        with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE) as waiting:
-            assert waiting.stdout is not None
-            run = UUID(waiting.stdout.readline().decode().strip().rpartition("/")[2])
+        with asking(tmp_path) as (waiting, run):
             until(lambda: (state := prefect.read_flow_run(run).state) and state.is_paused())
             waiting.kill()
         assert prefect.read_flow_run(run).tags == [f"home:{ran}"]
-        done = alignflow(tmp_path, *words, "--json")
+        done = alignflow(tmp_path, *WORDS, "--json")
         closed = prefect.read_flow_run(run).state
     assert json.loads(done.stdout)["page"] == "http://127.0.0.1:7777/#/models/small/versions/1"
     assert closed is not None and closed.is_crashed()
@@ -284,13 +295,8 @@ def test_a_server_that_goes_away_for_good_while_a_person_is_asked_is_told_in_a_l
     server.wait_for(url, tmp_path / "server.log")
     port = url.removesuffix("/api").rpartition(":")[2]
     (serving,) = [p for p in psutil.process_iter(["cmdline"]) if port in (p.info["cmdline"] or ())]
-    line = [str(Path(sys.executable).with_name("alignflow")), "promote", "small", "bon[n=4]", "--alias", "champion"]
-    with subprocess.Popen(
-        [*line, "--approve"], cwd=tmp_path, env=os.environ | {"PREFECT_API_URL": url, "PREFECT_CLIENT_MAX_RETRIES": "0"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as waiting:  # fmt: skip
-        assert waiting.stdout is not None and waiting.stderr is not None
-        assert waiting.stdout.readline().startswith("waits for a decision")
+    with asking(tmp_path, PREFECT_API_URL=url, PREFECT_CLIENT_MAX_RETRIES="0") as (waiting, _):
+        assert waiting.stderr is not None
         serving.kill()
         told = waiting.stderr.readline()  # behind it Prefect may say what it could not log
         waiting.stderr.read()
