@@ -10,7 +10,7 @@ from typing import Any
 from registry.machine import Machine, machine
 from specs.problems import UnfitError
 from tasks import gpus
-from tasks.experience import Expected, Experience
+from tasks.experience import Expected, Experience, Time
 from tasks.view import View
 
 BESIDE = 0.6e9
@@ -22,10 +22,14 @@ class Outlook:
 
     def __init__(self, view: View):
         self.view = view
-        experience = Experience(view)
+        self._experience = Experience(view)
         self.expected: dict[str, Expected] = {
-            name: experience.expected(name) for name in (*view.to_fetch(), *view.to_build())
+            name: self._experience.expected(name) for name in (*view.to_fetch(), *view.to_build())
         }
+
+    @cached_property
+    def times(self) -> dict[str, Time]:
+        return {name: self._experience.time(name) for name in self.expected}
 
     @cached_property
     def machine(self) -> Machine:
@@ -34,7 +38,7 @@ class Outlook:
     @property
     def seconds(self) -> float:
         """Of all stages whose time is known: on a processor they run one after another."""
-        return sum(e.seconds or 0.0 for e in self.expected.values())
+        return sum(time.seconds or 0.0 for time in self.times.values())
 
     @property
     def disk(self) -> float:
@@ -88,14 +92,14 @@ class Outlook:
                 "state": p.state,
                 "why": p.why,
                 "inputs": [i for _, i in p.step.inputs],
-                "expected": _numbers(self.expected.get(name)),
+                "expected": self._numbers(name),
             }
             for name, p in self.view.planned.items()
         ]
         return {
             "study": self.view.study.name,
             "stages": stages,
-            "fetch": {name: _numbers(self.expected[name]) for name in self.view.to_fetch()},
+            "fetch": {name: self._numbers(name) for name in self.view.to_fetch()},
             "expected": {
                 "seconds": round(self.seconds, 1),
                 "host_bytes": round(max((e.host_bytes for e in self.expected.values()), default=0.0)),
@@ -110,10 +114,10 @@ class Outlook:
     def lines(self) -> Iterator[str]:
         view = self.view
         rows: list[tuple[str, ...]] = [
-            ("fetch", name, "", self._from(name), *_cells(self.expected[name]), "") for name in view.to_fetch()
+            ("fetch", name, "", self._from(name), *self._cells(name), "") for name in view.to_fetch()
         ]
         rows += [
-            (p.state, name, p.step.fingerprint[:16], p.step.kind, *_cells(self.expected.get(name)), p.why)
+            (p.state, name, p.step.fingerprint[:16], p.step.kind, *self._cells(name), p.why)
             for name, p in view.planned.items()
         ]
         head = [("state", "stage", "fingerprint", "kind", "memory", "disk", "time", "why")]
@@ -129,8 +133,8 @@ class Outlook:
 
     def _summary(self) -> Iterator[str]:
         here, every = self.machine, self.expected.values()
-        timed = [e for e in every if e.seconds is not None]
-        told = sum(1 for e in timed if e.runs)
+        timed = [time for time in self.times.values() if time.seconds is not None]
+        told = sum(1 for time in timed if time.runs)
         by = [f"{told} of {len(timed)} stages by earlier runs"] if told else []
         by += ["by this processor's speed, so perhaps half or twice that"] if told < len(timed) else []
         if timed:
@@ -145,6 +149,25 @@ class Outlook:
         yield from (f"rows    {line}" for line in self.lost())
         yield from (f"does not fit this machine: {line}" for line in self.unfit())
 
+    def _numbers(self, name: str) -> Mapping[str, Any] | None:
+        if name not in self.expected:
+            return None
+        expected, time = self.expected[name], self.times[name]
+        if expected.unknown:
+            return {"unknown": expected.unknown}
+        bytes_ = {k: round(v) for k, v in asdict(expected).items() if k.endswith("_bytes")}
+        return {**bytes_, "seconds": None if time.seconds is None else round(time.seconds, 1), "runs": time.runs}
+
+    def _cells(self, name: str) -> tuple[str, str, str]:
+        """Memory, disk and time of a stage."""
+        if name not in self.expected:
+            return "", "", ""
+        expected, time = self.expected[name], self.times[name]
+        if expected.unknown:
+            return "?", "?", "?"
+        known = "?" if time.seconds is None else duration(time.seconds)
+        return size(expected.device_bytes or expected.host_bytes), size(expected.disk_bytes), known
+
 
 def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
     """Four columns to the left, numbers to the right, the last as it comes."""
@@ -153,26 +176,6 @@ def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
         cells = [f"{cell:{width}}" for cell, width in zip(row[:4], widths, strict=False)]
         cells += [f"{cell:>{width}}" for cell, width in zip(row[4:-1], widths[4:-1], strict=True)]
         yield "  ".join([*cells, row[-1]]).rstrip()
-
-
-def _numbers(expected: Expected | None) -> Mapping[str, Any] | None:
-    if expected is None:
-        return None
-    if expected.unknown:
-        return {"unknown": expected.unknown}
-    bytes_ = {k: round(v) for k, v in asdict(expected).items() if k.endswith("_bytes")}
-    seconds = None if expected.seconds is None else round(expected.seconds, 1)
-    return {**bytes_, "seconds": seconds, "runs": expected.runs}
-
-
-def _cells(expected: Expected | None) -> tuple[str, str, str]:
-    """Memory, disk and time of a stage."""
-    if expected is None:
-        return "", "", ""
-    if expected.unknown:
-        return "?", "?", "?"
-    time = "?" if expected.seconds is None else duration(expected.seconds)
-    return size(expected.device_bytes or expected.host_bytes), size(expected.disk_bytes), time
 
 
 def size(amount: float) -> str:

@@ -1,13 +1,10 @@
-"""What this machine has: memory, disk, GPUs, and how fast its processor multiplies. No torch: the planner asks."""
+"""What this machine has: memory, disk, GPUs. No torch: the planner asks."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
 from dataclasses import dataclass
-from functools import cache
 from math import inf
 from pathlib import Path
 
@@ -84,40 +81,3 @@ def _devices() -> list[tuple[int, int]]:
         for index, uuid, total, free in nvidia.asked("index", "uuid", "memory.total", "memory.free")
         if total.isdigit() and free.isdigit() and (names is None or {index, uuid} & {*names})  # else `[N/A]`
     ]
-
-
-def speed(home: Path) -> float:
-    """Operations a second in fp32 of one core of this processor: measured once and kept in the home folder."""
-    kept = home / "speed" / f"{socket.gethostname()}.json"
-    try:
-        return float(json.loads(kept.read_bytes())["operations_per_second"])
-    except (OSError, ValueError, KeyError, TypeError):
-        found = _measured()
-    if os.access(home, os.W_OK):
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(json.dumps({"operations_per_second": found}) + "\n", encoding="utf-8")
-    return found
-
-
-_MULTIPLYING = """
-import time, numpy
-one = numpy.ones((256, 256), numpy.float32)
-best = float("inf")
-for _ in range(50):
-    began = time.perf_counter()
-    one @ one
-    best = min(best, time.perf_counter() - began)
-print(2 * 256**3 / best)
-"""
-
-
-@cache
-def _measured() -> float:
-    """The best of many short multiplications on one thread: whatever else runs on the machine can only slow one down. In a
-    process of its own, where the library has no threads yet."""
-    import subprocess
-    import sys
-
-    one = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
-    command = [sys.executable, "-I", "-c", _MULTIPLYING]
-    return float(subprocess.run(command, env=os.environ | one, capture_output=True, text=True, check=True).stdout)

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from registry.artifacts import ADAPTER, WEIGHTS, Artifact
 from registry.bases import Bases
+from registry.batches import batches
 from registry.dialogue_text import Message, cut_left, encode_dialogue, shown
 from registry.four_bits import is_rounded
 from registry.language_models import (
@@ -140,12 +141,11 @@ def logits(
     batch: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
-    """The classifier's outputs `[rows, labels]` in fp32, in the order of `rows`; batches are of like lengths."""
+    """The classifier's outputs `[rows, labels]` in fp32, in the order of `rows`; `batch` rows at a time at most (see `batches`)."""
     bf16 = next(model.parameters()).dtype == torch.bfloat16  # adapters beside bf16 weights are fp32
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     results: list[torch.Tensor | None] = [None] * len(rows)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    done = 0
+    for chosen in batches([len(row) for row in rows], [1] * len(rows), batch, model):
         some = [rows[i] for i in chosen]
         pad = unused_id(some, model.config.get_text_config().vocab_size)
         width = len(some[0])
@@ -157,8 +157,9 @@ def logits(
             outputs = model(input_ids=ids, attention_mask=mask.long()).logits.float()
         for i, output in zip(chosen, outputs.cpu(), strict=True):
             results[i] = output
+        done += len(chosen)
         if on_progress:
-            on_progress(min(start + batch, len(order)), len(order))
+            on_progress(done, len(rows))
     return torch.stack([r for r in results if r is not None])
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from registry.machine import speed, threads
+from registry.machine import threads
 from registry.methods.footprint import Work
 from registry.store import RECORD
+from registry.throughput import speed
 from specs.problems import UserError
 from tasks.foreseen import FULL, Foreseen
 from tasks.foretold import foresee
@@ -35,8 +36,11 @@ SCORING = 2e-4
 """Seconds of a text that a reward without a model scores."""
 NOTHING = 0.02
 """Seconds of a stage that computes nothing."""
-BEGINNING = 0.5
-"""Seconds of a stage with a model before it computes: the first call of everything."""
+BEGINNING, TRAINING_BEGINS = 0.5, 1.5
+"""Seconds of a stage with a model before it computes: the first call of everything. And of one that trains: adapters are laid,
+a save is tried."""
+AROUND = 1.25
+"""Seconds of a stage's passes to one of bare layers: masks, padding, losses, memory that is fetched."""
 RECORDS = 30
 """Of one kind, the newest that are looked at."""
 ALIKE = math.log(2)
@@ -49,7 +53,7 @@ HEARD = 5
 
 @dataclass(frozen=True)
 class Expected:
-    """Of one stage. `seconds` is None where nothing is known of its time."""
+    """Of one stage."""
 
     host_bytes: float = 0.0
     device_bytes: float = 0.0
@@ -57,13 +61,19 @@ class Expected:
     passing_bytes: float = 0.0
     weights_bytes: float = 0.0
     """Of the models that are in memory at once: less will not do."""
-    seconds: float | None = None
-    runs: int = 0
-    """Earlier runs that the time is from; 0 where it is from the processor's speed alone."""
     lost: tuple[str, ...] = ()
     """Rows that will not be used, each reason a line."""
     unknown: str = ""
     """Why nothing can be said."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Of one stage. `seconds` is None where nothing is known."""
+
+    seconds: float | None = None
+    runs: int = 0
+    """Earlier runs that it is from; 0 where it is from the processor's speed alone."""
 
 
 @dataclass
@@ -72,6 +82,7 @@ class Experience:
 
     view: View
     _past: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    _reckoned: dict[str, Foreseen] = field(default_factory=dict)
 
     def expected(self, name: str) -> Expected:
         """Of a stage or packaged model that is to be built."""
@@ -79,17 +90,24 @@ class Experience:
             found = self._foreseen(name)
         except (Unknown, UserError) as error:
             return Expected(unknown=str(error))
-        return self._brought_to_here(name, found)
+        return Expected(found.host, found.device, found.disk, found.passing, found.certain, tuple(found.lost))
 
-    def _brought_to_here(self, name: str, found: Foreseen) -> Expected:
+    def time(self, name: str) -> Time:
+        """Of a stage or packaged model that is to be built. The first time on a machine its speed is measured."""
+        try:
+            found = self._foreseen(name)
+        except (Unknown, UserError):
+            return Time()
         kind = self.view.work(name).kind
-        ratios = self._ratios(kind, found.parameters)
-        known = ratios or not (self.view.study.execution.gpus or kind == "model")  # which a network brings
-        return Expected(
-            found.host, found.device, found.disk, found.passing, found.certain,
-            self._seconds(found.work, self._threads) * (median(ratios) if ratios else 1.0) if known else None,
-            len(ratios), tuple(found.lost),
-        )  # fmt: skip
+        runs = self._runs(kind, found.parameters)
+        if not runs and (self.view.study.execution.gpus or kind == "model"):  # which a network brings
+            return Time()
+        ratios = [
+            run["seconds"] / _seconds(Work(**run["foreseen"]["work"]), run["foreseen"]["precision"], run["threads"])
+            for run in runs
+        ]
+        alone = _seconds(found.work, found.precision, threads(self.view.study.execution.threads))
+        return Time(alone * (median(ratios) if ratios else 1.0), len(ratios))
 
     def to_record(self, name: str) -> dict[str, Any]:
         """What is kept of the reckoning beside what was measured; nothing where nothing could be said."""
@@ -98,14 +116,14 @@ class Experience:
         except (Unknown, UserError):
             return {}
         sizes = {"host_bytes": round(found.host), "device_bytes": round(found.device), "disk_bytes": round(found.disk)}
-        return {
-            **sizes,
-            "parameters": found.parameters,
-            "work": asdict(found.work),
-            "seconds": self._brought_to_here(name, found).seconds,
-        }
+        return {**sizes, "parameters": found.parameters, "precision": found.precision, "work": asdict(found.work)}
 
     def _foreseen(self, name: str) -> Foreseen:
+        if name not in self._reckoned:
+            self._reckoned[name] = self._reckon(name)
+        return self._reckoned[name]
+
+    def _reckon(self, name: str) -> Foreseen:
         try:
             return foresee(self.view.artifact(name), self.view.study.execution, self.view.home, self._share)
         except (Unknown, UserError):
@@ -114,29 +132,14 @@ class Experience:
             # Spoilt settings, a tokenizer that is none: the stage itself tells it, and may do without this.
             raise Unknown(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
-    def _seconds(self, work: Work, threads: int) -> float:
-        """By the processor's speed alone."""
-        a_second = speed(self.view.home) * threads
-        return (
-            NOTHING + BEGINNING * (work.loaded > 0) + work.operations / a_second + work.launched * CALL
-            + work.moved / MOVING + work.loaded / LOADING + work.scored * SCORING
-        )  # fmt: skip
-
-    def _ratios(self, kind: str, parameters: float) -> list[float]:
-        """Measured to reckoned seconds of earlier runs of a kind, of those with models of the nearest size."""
+    def _runs(self, kind: str, parameters: float) -> list[dict[str, Any]]:
+        """Earlier ones of a kind, of those with models of the nearest size."""
         runs = [
             (abs(math.log((run["foreseen"]["parameters"] or 1.0) / (parameters or 1.0))), run)
             for run in self._of_kind(kind)
         ]
         nearest = min((distance for distance, _ in runs), default=0.0)
-        alike = [run for distance, run in runs if distance <= min(nearest + ALIKE, FAR)]
-        return [
-            run["seconds"] / self._seconds(Work(**run["foreseen"]["work"]), run["threads"]) for run in alike[:HEARD]
-        ]
-
-    @property
-    def _threads(self) -> int:
-        return threads(self.view.study.execution.threads)
+        return [run for distance, run in runs if distance <= min(nearest + ALIKE, FAR)][:HEARD]
 
     @cached_property
     def _share(self) -> float:
@@ -163,6 +166,15 @@ class Experience:
                     if _is_of_today(run) and all(run[key] == value for key, value in here.items()):
                         self._past[kind].append({**run, "metrics": record["metrics"], "payload": record["payload"]})
         return self._past[kind]
+
+
+def _seconds(work: Work, precision: str, threads: int) -> float:
+    """By this machine's speed alone."""
+    here = speed(precision, threads)
+    begins = NOTHING + BEGINNING * (work.loaded > 0) + TRAINING_BEGINS * (work.trained > 0)
+    computed = AROUND * (work.operations / here.reading + work.trained / here.training)
+    brought = work.moved / MOVING + work.loaded / LOADING
+    return begins + computed + brought + work.launched * CALL + work.scored * SCORING
 
 
 def _changed(path: Path) -> float:

@@ -20,6 +20,7 @@ from registry.rows import too_many
 from registry.shapes import shape_of
 from specs.calibration import Calibrate
 from specs.execution import Execution
+from specs.preference_training import AutoregressiveRewardModel
 from specs.rewards import Coherence, Weighted
 from tasks.read_along import guides_of
 from tasks.rules import Rule, rule_of
@@ -30,14 +31,11 @@ FLOOR = 520e6
 """Bytes of a stage's process before it does anything: the libraries that are loaded."""
 KERNELS = 0.22e9
 """Bytes of what a processor's library compiles for bf16, anew for each shape of texts that it meets."""
-KERNELS_A_POLICY, ALL_KERNELS = 0.06e9, 1e9
-"""What comparing many policies in bf16 takes beside, by what was measured of 2, 13 and 38. Part of it is kernels for ever new
-shapes, of which that library keeps 1,024; what the rest is, is not known."""
 HEAP, MAPPED = 1.9, 32 * 2**20
 """Bytes of a host's process to a byte of activations in blocks below `MAPPED` bytes: the C library keeps those in heaps, between
 blocks of other sizes. Larger ones are given back whole."""
-READ_LOGITS = 2.6
-"""Copies of them where log-probabilities are only read."""
+TILE, TOKENS, ALL_COLUMNS = 8, 4096, 32_768
+"""Copies in fp32 that TRL's head makes of a tile of logits, and the most positions and, on GPUs, columns that one has."""
 DRAWN = 28
 """Bytes to each logit that a token is drawn by: in fp32 and, sorted and summed, in double precision."""
 SIDE_BY_SIDE = 2.8
@@ -70,6 +68,8 @@ class Foreseen:
     """Bytes of weights alone that are held at once: no stage of these settings can do with less."""
     parameters: float = 0.0
     """Of the largest model at work."""
+    precision: str = "fp32"
+    """That model's, where it computes."""
     lost: dict[str, None] = field(default_factory=dict)
     """Rows that will not be used, and why, each a line."""
 
@@ -94,7 +94,8 @@ class Reckoning:
         found = shape_of(below)
         if found is None:
             raise Unknown(f"the shape of `{below.name}` is not known until it is on this machine")
-        self.found.parameters = max(self.found.parameters, found.parameters)
+        if found.parameters > self.found.parameters:
+            self.found.parameters, self.found.precision = found.parameters, precision_of(artifact)
         return found
 
     def weights(self, artifact: Artifact, precision: str | None = None, *, four_bits: bool = False) -> float:
@@ -121,10 +122,10 @@ class Reckoning:
             self.found.host = max(self.found.host, FLOOR + self._kernels + weights + activations)
         self.found.certain = max(self.found.certain, weights)
 
-    def meet_shapes(self, precision: str, policies: int = 0) -> None:
-        """From here on whole texts of many lengths are read in this precision, of so many policies that are compared."""
+    def meet_shapes(self, precision: str) -> None:
+        """From here on whole texts of many lengths are read in this precision."""
         if precision == "bf16" and not self.execution.gpus:
-            self._kernels = max(self._kernels, min(ALL_KERNELS, KERNELS + KERNELS_A_POLICY * policies))
+            self._kernels = KERNELS
 
     def in_blocks(self, amount: float, block: float) -> float:
         """Bytes that so many bytes in blocks of that size come to."""
@@ -134,6 +135,12 @@ class Reckoning:
         """Bytes of copies of the logits at so many positions, in fp32."""
         one = positions * shape.vocabulary * 4
         return self.in_blocks(copies * one, one)
+
+    def tile(self, positions: float, shape: Shape) -> float:
+        """Bytes of the logits of so many positions that are in memory where only log-probabilities are asked for."""
+        columns = min(ALL_COLUMNS if self.execution.gpus else footprint.COLUMNS, shape.vocabulary)
+        one = 4 * min(positions, TOKENS) * columns
+        return self.in_blocks(TILE * one, one)
 
     def compute(self, work: Work) -> None:
         self.found.work += work * self._times
@@ -235,11 +242,14 @@ class Reckoning:
         shape = self.shape(reward)
         precision = precision_of(reward)
         width = read.prompt + read.tokens / max(read.each, 1)
-        batch = min(self.execution.rows, answers) * (read.longest_prompt + read.longest_answer)
+        longest = read.longest_prompt + read.longest_answer
+        batch = min(self.execution.rows, answers, self._at_once(shape, longest)) * longest
         passed = self.in_blocks(footprint.passed(shape, batch, precision), 4 * batch * shape.inner)
         self.meet_shapes(precision)
         self.hold(beside + self.load(reward), passed)
-        self.compute(self._reading(shape, precision, answers * width, 0.0, answers / self.execution.rows, width))
+        passes = answers / min(self.execution.rows, self._at_once(shape, width))
+        predicted = read.rows * read.tokens if isinstance(reward.entry, AutoregressiveRewardModel) else 0.0
+        self.compute(self._reading(shape, precision, answers * width, predicted, passes, width))
         return None
 
     def read(self, model: Artifact, read: Texts, *, beside: float = 0.0, times: float = 1.0) -> None:
@@ -247,13 +257,17 @@ class Reckoning:
         shape, held = self.shape(model), precision_of(model)
         widths, longest = read.side_by_side()
         each = sum(widths) / max(len(widths), 1)
-        rows = max(1.0, self.execution.rows / max(read.each, 1))
+        rows = max(1.0, min(self.execution.rows / max(read.each, 1), self._at_once(shape, longest)))
         batch = min(rows, read.rows) * longest
-        logits = self.logits(READ_LOGITS, batch, shape)
+        tile = self.tile(rows * read.most_answered, shape)
         self.meet_shapes(held)
-        self.hold(beside + footprint.weights(shape, held), footprint.passed(shape, batch, held) + logits)
+        self.hold(beside + footprint.weights(shape, held), footprint.passed(shape, batch, held) + tile)
         work = self._reading(shape, held, read.rows * each, read.rows * read.tokens, read.rows / rows, each)
         self.compute(work * times)
+
+    def _at_once(self, shape: Shape, width: float) -> float:
+        """Rows of that width that are read in one pass (`registry.batches`)."""
+        return math.inf if self.execution.gpus else max(1.0, footprint.at_once(shape.inner) // max(width, 1.0))
 
     def compare(self, model: Artifact, reference: Artifact, read: Texts) -> None:
         """Answers read by a policy's model and by the reference side by side."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,8 @@ from tasks.foreseen import FULL, Foreseen, Reckoning
 from tasks.rules import rule_of
 from tasks.standing import precision_of
 from tasks.texts import Texts
-from tasks.train_foreseen import Logits, train
+from tasks.train_foreseen import train
 
-WHOLE, ANSWERED, ASKED = 5.3, 8.0, 11.0
-"""Copies of logits that losses hold: TRL's SFT and DPO, of whole dialogues; those on the log-probabilities of answers side by
-side, of the answers; TRL's online trainers, of the samples."""
 HELD_OUT_SAMPLES = 4
 """Of RAFT, to each held-out prompt (`tasks.train_raft`)."""
 
@@ -63,13 +61,14 @@ def _sft(r: Reckoning, stage: Artifact, entry: Any) -> None:
 
 def _fit(r: Reckoning, stage: Artifact, entry: Any, texts: Texts) -> None:
     widths, longest = texts.apart()
-    train(r, entry, stage.start, texts.rows, widths, longest, logits=Logits(longest, WHOLE))
+    train(r, entry, stage.start, texts.rows, widths, longest, predicted=texts.most_answered)
 
 
 def _learn(r: Reckoning, stage: Artifact, entry: Any, texts: Texts, *, beside: float = 0.0) -> None:
     """Training on the log-probabilities of answers that stand side by side behind their prompt."""
-    logits = Logits(texts.most_answered, ANSWERED)
-    train(r, entry, stage.start, texts.rows, *texts.side_by_side(), logits=logits, beside=beside)
+    train(
+        r, entry, stage.start, texts.rows, *texts.side_by_side(), predicted=texts.most_answered, beside=beside
+    )  # fmt: skip
 
 
 def _reward_model(r: Reckoning, stage: Artifact, entry: Any) -> None:
@@ -90,8 +89,8 @@ def _dpo(r: Reckoning, stage: Artifact, entry: Any) -> None:
         texts = texts.asked(2, r.answered(entry.max_new_tokens), entry.max_new_tokens)
     texts = r.fitting(texts, entry, *stage.inputs.get("data", ()))
     widths, longest = texts.apart()
-    logits = Logits(2 * longest, WHOLE, blocks=2)
-    train(r, entry, stage.start, texts.rows, widths, longest, sequences=2, logits=logits, reference=True)
+    predicted = texts.most_answered
+    train(r, entry, stage.start, texts.rows, widths, longest, sequences=2, predicted=predicted, reference=True)
 
 
 def _own(r: Reckoning, stage: Artifact, entry: Any, samples: int) -> Texts:
@@ -143,10 +142,12 @@ def _raft(r: Reckoning, stage: Artifact, entry: Any) -> None:
 
 def _rl(r: Reckoning, stage: Artifact, entry: Any) -> None:
     asked, reward = r.texts(stage.one("prompts"), stage.start), r.reward_weights(stage.one("reward"))
+    batch = max(1.0, min(entry.batch_size, asked.rows))
+    asked = replace(asked, rows=math.ceil(asked.rows / batch) * batch)  # a pass's last batch is filled up
     _draw_each_step(r, stage, entry, asked, [entry.samples], reward)
     drawn = asked.asked(entry.samples, r.answered(entry.max_new_tokens), entry.max_new_tokens)
     train(
-        r, entry, stage.start, asked.rows, *drawn.apart(), logits=Logits(entry.max_new_tokens, ASKED),
+        r, entry, stage.start, asked.rows, *drawn.apart(), predicted=entry.max_new_tokens,
         each=entry.samples, reference=bool(entry.beta), beside=reward,
     )  # fmt: skip
 
@@ -240,7 +241,7 @@ def _evaluate(r: Reckoning, stage: Artifact, entry: Any) -> None:
     policies = {p.fingerprint: p for p in (*stage.inputs["policies"], stage.one("against"))}
     rules = [rule_of(p) for p in policies.values()]
     reference = rule_of(stage.one("against")).model
-    r.meet_shapes(precision_of(reference), len(rules))
+    r.meet_shapes(precision_of(reference))
     budget, rewards = entry.budget, stage.inputs["rewards"]
     asked = r.texts(stage.one("prompts"), reference)
     tokens = r.answered(budget.max_new_tokens)

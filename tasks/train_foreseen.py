@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from registry.artifacts import Artifact
@@ -12,18 +11,6 @@ from registry.methods import footprint
 from registry.methods.footprint import Work
 from tasks.foreseen import FLOOR, Reckoning
 from tasks.standing import precision_of
-
-
-@dataclass(frozen=True)
-class Logits:
-    """What a training loss holds of them, as they were measured."""
-
-    positions: float
-    """Of a row, at most, that give logits."""
-    copies: float
-    """Of the logits in fp32 at once: themselves, shifted, as probabilities, and the gradients of each."""
-    blocks: int = 1
-    """Parts of a batch that are handled apart."""
 
 
 def train(
@@ -35,21 +22,22 @@ def train(
     longest: float,
     *,
     sequences: int = 1,
-    logits: Logits | None = None,
+    predicted: float = 0.0,
     each: int = 1,
     reference: bool = False,
     head: float = 0.0,
     beside: float = 0.0,
 ) -> None:
     """Training on `rows` rows of `sequences` sequences; where the policy draws them itself, of `each` samples, and `widths`,
-    `longest` and `logits` are those of one. `head` is the weights of a head of its own, `beside` what else is in memory; with a
-    `reference` each batch is read once more."""
+    `longest` and `predicted`, the tokens of a row that give logits, are those of one. `head` is the weights of a head of its
+    own, `beside` what else is in memory; with a `reference` each batch is read once more."""
     shape = r.shape(start)
     rank = entry.lora.rank if entry.lora is not None else None
     quantised = entry.lora is not None and entry.lora.base == "nf4"
     precision = "fp32" if rank is None else precision_of(start)
     processes = r.execution.training_processes
     micro = r.execution.micro(max(1, entry.batch_size // processes) * each)
+    r.found.precision = precision
     own = shape.parameters if rank is None else footprint.adapter(shape, rank)
     trained = own + head
     held = beside + footprint.weights(shape, precision, four_bits=quantised)
@@ -62,25 +50,23 @@ def train(
     positions = micro * sequences * longest
     kept = footprint.kept(shape, positions, rank, precision, recomputed=recomputed)
     kept = r.in_blocks(kept, footprint.BYTES[precision] * positions * shape.inner)
-    copies = 0.0
-    if logits is not None:
-        one = micro * logits.positions * shape.vocabulary * 4
-        copies = r.in_blocks(logits.copies * one, one / logits.blocks)
     state = fp32_copy + footprint.TRAINED * trained + 4 * head
     together = 1 if r.execution.gpus else processes
     r.meet_shapes(precision)
-    r.hold(together * held, together * (state + kept + copies) + (together - 1) * FLOOR)
+    r.hold(together * held, together * (state + kept + r.tile(micro * predicted, shape)) + (together - 1) * FLOOR)
     passes = math.ceil(entry.epochs * rows * each / micro / processes)
     width = footprint.padded(widths, max(1, micro // each)) * sequences
     positions = entry.epochs * rows * each * width
-    predicted = positions * min(1.0, logits.positions / max(sequences * longest, 1.0)) if logits else 0.0
+    most = predicted
+    predicted = positions * min(1.0, most / max(sequences * longest, 1.0))
     times = (3 if rank is None else 2) + (1 if recomputed else 0)
     once = footprint.forward(shape, positions, predicted, span=width / sequences / 2)
-    adapted = 0.0 if rank is None else 6 * own * positions * footprint.narrowness(shape)
+    rehearsed = footprint.forward(shape, micro * sequences * longest, micro * most, span=longest / 2)
     calls = 3 if rank is None else 6  # a layer with adapters is three layers' calls
     r.compute(
         Work(
-            operations=((times + reference) * once + adapted) / processes,
+            operations=(reference * once + rehearsed) / processes,
+            trained=times * once / processes,
             launched=passes * shape.layers * (calls + (2 if reference else 0)),
             moved=passes * 3 * footprint.weights(shape, precision),
         )

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from registry.log_probs import set_head
 from registry.methods.shared_prompt import IGNORED
 from specs.base import seconds
 from specs.problems import UserError
@@ -163,6 +164,7 @@ def train(trainer: Any, job: Job, rows: Sequence[Tokenised] = (), tokenizer: Any
     """Trains on `rows`, which the trainer's data set holds in this order, to the end; from the last checkpoint where
     there is one. A trainer that draws its own data has no rows to try. Writes the curve; returns its first and last
     logged loss."""
+    set_head()
     folder = job.scratch / "checkpoints"
     if rows:
         trainer._set_signature_columns_if_needed()

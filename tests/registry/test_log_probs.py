@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from trl.trainer import utils as trl_head
 
 from registry.log_probs import Row, answer_log_probs, score_rows, token_log_probs, with_log_probs
+from registry.methods.footprint import COLUMNS
 from registry.methods.shared_prompt import by_token, pack
 from specs.problems import UserError
 
@@ -89,6 +92,23 @@ def close(found: list[list[float]], expected: list[list[float]]) -> None:
     assert [len(row) for row in found] == [len(row) for row in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+def test_a_processor_projects_what_has_a_label_alone_and_few_columns_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two rows with 10 and 9 positions, the 5 and 2 tokens of their answers; TRL's own setting projects all 20."""
+    given: list[tuple[int, int]] = []
+    original = trl_head._ChunkedLogProbFunction.apply
+
+    def apply(hidden: Tensor, *rest: Any) -> Any:
+        given.append((len(hidden), rest[4]))
+        return original(hidden, *rest)
+
+    model = with_log_probs(made())
+    monkeypatch.setattr(trl_head, "_ChunkedLogProbFunction", SimpleNamespace(apply=apply))
+    found = token_log_probs(model, pack([([1] * 6, [[2, 3], [4, 5, 6]]), ([7] * 8, [[8, 9]])]))
+    assert given == [(5 + 2, COLUMNS)]
+    assert found.shape == (2, 10)
+    assert (found != 0).sum(1).tolist() == [5, 2]
 
 
 @pytest.mark.parametrize("build", [llama, llama_eager, gpt2, mistral, gemma2, gemma3])

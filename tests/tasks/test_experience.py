@@ -12,9 +12,10 @@ import pytest
 import tiny
 
 from registry.methods.footprint import Work
+from registry.throughput import Speed
 from specs.load import load
 from tasks import experience
-from tasks.experience import Experience
+from tasks.experience import Experience, Time
 from tasks.foreseen import FULL
 from tasks.view import View
 
@@ -29,13 +30,11 @@ execution: {threads: 1}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny.language_model(tmp_path / "model")
     tiny.write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"Number {i}?"} for i in range(8)])
     (tmp_path / "s.yaml").write_text(STUDY.replace("./", f"{tmp_path}/"))
-    speed = tmp_path / "home" / "speed" / f"{socket.gethostname()}.json"
-    speed.parent.mkdir(parents=True)
-    speed.write_text('{"operations_per_second": 1e11}')
+    monkeypatch.setattr(experience, "speed", lambda precision, threads: Speed(threads * 1e11, threads * 0.5e11))
     return tmp_path
 
 
@@ -45,11 +44,11 @@ def learnt(folder: Path) -> Experience:
 
 def record(folder: Path, name: str, seconds: float, kind: str = "sample", **changes: Any) -> None:
     """Writes what a run of 10 seconds' work by this processor's speed leaves, which took `seconds`."""
-    ten = Work(operations=(10 - experience.NOTHING) * 1e11)
+    ten = Work(operations=(10 - experience.NOTHING) * 1e11 / experience.AROUND)
     work = changes.pop("work", ten)
     run = {
         "host": socket.gethostname(), "device": "cpu", "threads": 1, "seconds": seconds,
-        "foreseen": {"work": asdict(work), "parameters": changes.pop("parameters", 1e4)},
+        "foreseen": {"work": asdict(work), "parameters": changes.pop("parameters", 1e4), "precision": "fp32"},
     }  # fmt: skip
     metrics = {"tokens_per_response": changes.pop("tokens", 16.0)}
     payload = {"spec": {"max_new_tokens": 16}}
@@ -58,43 +57,44 @@ def record(folder: Path, name: str, seconds: float, kind: str = "sample", **chan
     path.write_text(json.dumps({"provenance": run | changes, "metrics": metrics, "payload": payload}))
 
 
-def test_without_an_earlier_run_the_time_is_by_the_speed_of_the_processor_and_its_threads(folder: Path) -> None:
-    alone = learnt(folder)
-    assert alone.expected("rolls").runs == 0
-    before = experience.NOTHING + experience.BEGINNING
-    a_second = Work(operations=1e11, loaded=1.0)
-    assert alone._seconds(a_second, 1) == pytest.approx(before + 1, rel=1e-6)
-    assert alone._seconds(a_second, 2) == pytest.approx(before + 0.5, rel=1e-6)
+def alone(known: Experience) -> float:
+    """Seconds of the stage by the processor's speed alone."""
+    return experience._seconds(known._foreseen("rolls").work, "fp32", 1)
+
+
+def test_without_an_earlier_run_the_time_is_by_the_speed_of_the_processor(folder: Path) -> None:
+    assert learnt(folder).time("rolls") == Time(alone(learnt(folder)), 0)
+    before, a_second = experience.NOTHING + experience.BEGINNING, 1e11 / experience.AROUND
+    read, trained = Work(operations=a_second, loaded=1.0), Work(trained=a_second, loaded=1.0)
+    assert experience._seconds(read, "fp32", 1) == pytest.approx(before + 1, rel=1e-6)
+    assert experience._seconds(read, "fp32", 2) == pytest.approx(before + 0.5, rel=1e-6)
+    assert experience._seconds(trained, "fp32", 1) == pytest.approx(before + experience.TRAINING_BEGINS + 2, rel=1e-6)
 
 
 def test_a_kind_that_took_three_times_as_long_as_reckoned_will_again(folder: Path) -> None:
     record(folder, "a", 30.0)
     with_record = learnt(folder)
-    before = with_record._seconds(with_record._foreseen("rolls").work, 1)
-    assert with_record.expected("rolls").seconds == pytest.approx(3 * before)
-    assert with_record.expected("rolls").runs == 1
+    assert with_record.time("rolls") == Time(pytest.approx(3 * alone(with_record)), 1)
 
 
 def test_the_middle_of_several_runs_counts(folder: Path) -> None:
     for name, seconds in (("a", 20.0), ("b", 30.0), ("c", 900.0)):
         record(folder, name, seconds)
-    assert sorted(learnt(folder)._ratios("sample", 1e4)) == pytest.approx([2, 3, 90])
     found = learnt(folder)
-    before = found._seconds(found._foreseen("rolls").work, 1)
-    assert found.expected("rolls").seconds == pytest.approx(3 * before)
+    assert found.time("rolls") == Time(pytest.approx(3 * alone(found)), 3)
 
 
 def test_runs_of_models_of_the_nearest_size_alone_are_heard(folder: Path) -> None:
     for name, seconds, parameters in (("a", 20.0, 1e4), ("b", 20.0, 1.5e4), ("c", 500.0, 1e9)):
         record(folder, name, seconds, parameters=parameters)
-    assert learnt(folder)._ratios("sample", 1e4) == pytest.approx([2, 2])
-    assert learnt(folder)._ratios("sample", 3e8) == pytest.approx([50])
+    assert [run["seconds"] for run in learnt(folder)._runs("sample", 1e4)] == [20.0, 20.0]
+    assert [run["seconds"] for run in learnt(folder)._runs("sample", 3e8)] == [500.0]
 
 
 def test_runs_of_models_a_hundred_times_as_small_or_as_large_teach_nothing(folder: Path) -> None:
     for name, parameters in (("a", 1e2), ("b", 1e9)):
         record(folder, name, 500.0, parameters=parameters)
-    assert learnt(folder).expected("rolls").runs == 0
+    assert learnt(folder).time("rolls").runs == 0
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_runs_of_models_a_hundred_times_as_small_or_as_large_teach_nothing(folde
 )
 def test_other_machines_other_devices_and_records_without_work_teach_nothing(folder: Path, changes: Any) -> None:
     record(folder, "a", 30.0, **changes)
-    assert learnt(folder).expected("rolls").runs == 0
+    assert learnt(folder).time("rolls").runs == 0
 
 
 def test_answers_are_as_long_as_they_were_before(folder: Path) -> None:
@@ -116,4 +116,4 @@ def test_answers_are_as_long_as_they_were_before(folder: Path) -> None:
 def test_what_is_recorded_is_what_the_next_plan_reads(folder: Path) -> None:
     kept = json.loads(json.dumps(learnt(folder).to_record("rolls")))
     record(folder, "a", 20.0, work=Work(**kept["work"]), parameters=kept["parameters"], tokens=16 * FULL)
-    assert learnt(folder).expected("rolls").seconds == pytest.approx(20.0)
+    assert learnt(folder).time("rolls").seconds == pytest.approx(20.0)

@@ -27,6 +27,7 @@ stages:
   dpo: {do: dpo, from: base, data: pairs}
   dpo_of_all: {do: dpo, from: base, data: pairs, lora: null}
   rl: {do: rl, from: base, prompts: prompts, reward: length, max_new_tokens: 40}
+  rl_of_more: {do: rl, from: base, prompts: prompts, reward: length, max_new_tokens: 40, batch_size: 6}
   bond: {do: bond, from: base, prompts: prompts, reward: length, max_new_tokens: 40}
   raft: {do: raft, from: base, prompts: prompts, reward: length, max_new_tokens: 40, samples: 4}
   prefix: {do: prefix_scorer, loss: prefix_bt, from: base, data: pairs}
@@ -96,7 +97,15 @@ def test_adapters_hold_less_than_all_weights_in_training(view: View, folder: Pat
     by_adapter, whole = (foresee(view.artifact(name), THREADS, folder / "home") for name in ("sft", "all_weights"))
     assert by_adapter.host < whole.host
     assert by_adapter.disk < whole.disk / 10
-    assert by_adapter.work.operations < whole.work.operations
+    assert by_adapter.work.trained < whole.work.trained
+
+
+def test_the_last_batch_of_a_pass_is_as_large_as_the_others_where_the_policy_draws_them(
+    view: View, folder: Path
+) -> None:
+    """Eight prompts in batches of six are two batches, so twelve rows, where batches of eight are one."""
+    eight, twelve = (foresee(view.artifact(name), THREADS, folder / "home").work for name in ("rl", "rl_of_more"))
+    assert twelve.operations == pytest.approx(1.5 * eight.operations, rel=0.05)
 
 
 def test_a_soup_has_the_ranks_of_the_experts_that_are_in_it(view: View, folder: Path) -> None:

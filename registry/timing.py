@@ -1,0 +1,71 @@
+"""How fast this machine goes through a decoder's layers: `python -m registry.timing PRECISION THREADS` prints it as JSON.
+
+Eight layers of a small Llama with adapters, more than fit a processor's caches, are gone through as where texts are read, and
+forth and back as where the adapters are trained; a second each, of which the middle pass counts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
+
+from registry.methods import footprint
+
+SECONDS, LEAST = 1.0, 3
+ROWS, TOKENS = 8, 64
+RANK = 16
+
+
+def main(precision: str, threads: int) -> dict[str, float]:
+    """Operations a second, as `footprint.forward` counts them, of reading and of training."""
+    torch.set_num_threads(threads)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    config = LlamaConfig(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=1,
+    )  # fmt: skip
+    layers: Any = get_peft_model(LlamaModel(config).to(dtype), LoraConfig(r=RANK, target_modules="all-linear"))
+    texts = torch.randn(ROWS, TOKENS, config.hidden_size, dtype=dtype)
+
+    def passed(inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            found: Tensor = layers(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        return found
+
+    def trained() -> None:
+        passed(texts.clone().requires_grad_()).sum().backward()
+
+    maps = [m for m in layers.modules() if type(m) is torch.nn.Linear and RANK not in m.weight.shape]
+    shape = footprint.Shape(
+        parameters=0, linear=sum(m.weight.numel() for m in maps), ends=sum(sum(m.weight.shape) for m in maps),
+        layers=8, width=576, inner=1536, queries=576, keys=192, vocabulary=1,
+    )  # fmt: skip
+    once = footprint.forward(shape, ROWS * TOKENS, span=TOKENS / 2)
+    with torch.no_grad():
+        reading = once / _usual(lambda: passed(texts))
+    return {"reading": reading, "training": 2 * once / _usual(trained)}
+
+
+def _usual(call: Callable[[], object]) -> float:
+    """Seconds of one. The first, which makes kernels, does not count."""
+    call()
+    found: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while len(found) < LEAST or time.perf_counter() < end:
+        began = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - began)
+    return median(found)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(sys.argv[1], int(sys.argv[2]))))
