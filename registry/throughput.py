@@ -26,7 +26,7 @@ class Speed:
 
 @cache
 def speed(precision: str, threads: int) -> Speed:
-    """Measured in about six seconds, and kept for this user and machine."""
+    """Measured in about ten seconds, and kept for this user and machine."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alignflow" / "speed"
     path = folder / f"{socket.gethostname()}-{precision}-{threads}.json"
     with suppress(OSError, ValueError, TypeError):

@@ -39,7 +39,7 @@ NOTHING = 0.02
 BEGINNING, TRAINING_BEGINS = 0.5, 1.5
 """Seconds of a stage with a model before it computes: the first call of everything. And of one that trains: adapters are laid,
 a save is tried."""
-AROUND = 1.25
+AROUND = 1.3
 """Seconds of a stage's passes to one of bare layers: masks, padding, losses, memory that is fetched."""
 RECORDS = 30
 """Of one kind, the newest that are looked at."""

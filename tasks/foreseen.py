@@ -32,8 +32,8 @@ FLOOR = 520e6
 KERNELS = 0.22e9
 """Bytes of what a processor's library compiles for bf16, anew for each shape of texts that it meets."""
 HEAP, MAPPED = 1.9, 32 * 2**20
-"""Bytes of a host's process to a byte of activations in blocks below `MAPPED` bytes: the C library keeps those in heaps, between
-blocks of other sizes. Larger ones are given back whole."""
+"""Bytes of a host's process to a byte of activations in small blocks: the C library keeps those in heaps, between blocks of
+other sizes. The larger they are the less lies between them, and those of `MAPPED` bytes are given back whole."""
 TILE, TOKENS, ALL_COLUMNS = 8, 4096, 32_768
 """Copies in fp32 that TRL's head makes of a tile of logits, and the most positions and, on GPUs, columns that one has."""
 DRAWN = 28
@@ -129,7 +129,7 @@ class Reckoning:
 
     def in_blocks(self, amount: float, block: float) -> float:
         """Bytes that so many bytes in blocks of that size come to."""
-        return amount if self.execution.gpus or block > MAPPED else HEAP * amount
+        return amount if self.execution.gpus else amount * (1 + (HEAP - 1) * max(0.0, 1 - block / MAPPED))
 
     def logits(self, copies: float, positions: float, shape: Shape) -> float:
         """Bytes of copies of the logits at so many positions, in fp32."""
