@@ -31,6 +31,7 @@ def speed(precision: str, threads: int) -> Speed:
     path = folder / f"{socket.gethostname()}-{precision}-{threads}.json"
     with suppress(OSError, ValueError, TypeError):
         return Speed(**json.loads(path.read_bytes()))
+    sys.stderr.write(f"timing this processor in {precision}, once: about ten seconds\n")
     command = [sys.executable, "-P", "-m", "registry.timing", precision, str(threads)]
     found = Speed(**json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     with suppress(OSError):  # else it is measured anew

@@ -170,9 +170,11 @@ class Experience:
 
 def _seconds(work: Work, precision: str, threads: int) -> float:
     """By this machine's speed alone."""
-    here = speed(precision, threads)
     begins = NOTHING + BEGINNING * (work.loaded > 0) + TRAINING_BEGINS * (work.trained > 0)
-    computed = AROUND * (work.operations / here.reading + work.trained / here.training)
+    computed = 0.0
+    if work.operations or work.trained:
+        here = speed(precision, threads)
+        computed = AROUND * (work.operations / here.reading + work.trained / here.training)
     brought = work.moved / MOVING + work.loaded / LOADING
     return begins + computed + brought + work.launched * CALL + work.scored * SCORING
 

@@ -31,6 +31,9 @@ FLOOR = 520e6
 """Bytes of a stage's process before it does anything: the libraries that are loaded."""
 KERNELS = 0.22e9
 """Bytes of what a processor's library compiles for bf16, anew for each shape of texts that it meets."""
+KERNELS_A_POLICY, ALL_KERNELS = 0.06e9, 0.9e9
+"""The same where many policies are compared, for ever new shapes: that library keeps 1,024 of them. Measured of 2, 13 and 38
+policies."""
 HEAP, MAPPED = 1.9, 32 * 2**20
 """Bytes of a host's process to a byte of activations in small blocks: the C library keeps those in heaps, between blocks of
 other sizes. The larger they are the less lies between them, and those of `MAPPED` bytes are given back whole."""
@@ -122,10 +125,10 @@ class Reckoning:
             self.found.host = max(self.found.host, FLOOR + self._kernels + weights + activations)
         self.found.certain = max(self.found.certain, weights)
 
-    def meet_shapes(self, precision: str) -> None:
-        """From here on whole texts of many lengths are read in this precision."""
+    def meet_shapes(self, precision: str, policies: int = 0) -> None:
+        """From here on whole texts of many lengths are read in this precision, of so many policies that are compared."""
         if precision == "bf16" and not self.execution.gpus:
-            self._kernels = KERNELS
+            self._kernels = max(self._kernels, min(ALL_KERNELS, KERNELS + KERNELS_A_POLICY * policies))
 
     def in_blocks(self, amount: float, block: float) -> float:
         """Bytes that so many bytes in blocks of that size come to."""

@@ -17,6 +17,8 @@ from tasks.standing import precision_of
 from tasks.texts import Texts
 from tasks.train_foreseen import train
 
+TRACED = 1400
+"""Bytes of what an evaluation keeps of each token of one answer under guides: the candidates, and what their scores were."""
 HELD_OUT_SAMPLES = 4
 """Of RAFT, to each held-out prompt (`tasks.train_raft`)."""
 
@@ -241,7 +243,7 @@ def _evaluate(r: Reckoning, stage: Artifact, entry: Any) -> None:
     policies = {p.fingerprint: p for p in (*stage.inputs["policies"], stage.one("against"))}
     rules = [rule_of(p) for p in policies.values()]
     reference = rule_of(stage.one("against")).model
-    r.meet_shapes(precision_of(reference))
+    r.meet_shapes(precision_of(reference), len(rules))
     budget, rewards = entry.budget, stage.inputs["rewards"]
     asked = r.texts(stage.one("prompts"), reference)
     tokens = r.answered(budget.max_new_tokens)
@@ -267,6 +269,7 @@ def _evaluate(r: Reckoning, stage: Artifact, entry: Any) -> None:
     answers = len(stage.inputs["policies"]) * asked.rows * budget.samples_per_prompt
     r.leave(answers * (asked.prompt_bytes + asked.letters * tokens + 160 + 22 * len(rewards)))
     r.leave(len(stage.inputs["policies"]) * 1500 * (2 + len(rewards)))
+    r.leave(sum(rule.guided is not None for rule in rules) * tokens * TRACED)
 
 
 def _written(texts: Texts, samples: int, tokens: float, beside: float = 0.0) -> float:
