@@ -26,5 +26,6 @@ def batches(widths: Sequence[int], answers: Sequence[int], most: int, model: Any
 
 
 def _inner(config: Any) -> int:
-    """The width of the feed-forward part."""
-    return int(getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size)
+    """The width of the feed-forward part, the widest where layers differ."""
+    found = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    return max(found) if isinstance(found, list | tuple) else int(found)

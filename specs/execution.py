@@ -21,8 +21,8 @@ class Execution(Spec):
     sharding: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
     """How several GPUs hold the model: each whole (DDP), or a part each (FSDP; DeepSpeed's ZeRO-2, which is installed apart)."""
     rows: Count = 64
-    """The most sequences that the sampler and the scorers keep in one batch; of long texts a processor scores fewer at a time. It
-    changes speed and memory, not who gets which draw."""
+    """The most sequences that the sampler and the scorers keep in one batch; of long texts reward models on a processor read fewer
+    at a time. It changes speed and memory, not who gets which draw."""
     micro_batch: Count = 4
     """Rows in one training forward pass; gradients accumulate up to the stage's `batch_size`. A row of `sft`, `raft` and `rl`
     is one sequence, of `reward_model` and `dpo` two, and of the other stages a prompt with all its answers."""

@@ -19,13 +19,15 @@ from typing import Any
 from registry.machine import threads
 from registry.methods.footprint import Work
 from registry.store import RECORD
-from registry.throughput import speed
+from registry.throughput import Speed, speed
 from specs.problems import UserError
 from tasks.foreseen import FULL, Foreseen
 from tasks.foretold import foresee
 from tasks.texts import Unknown
 from tasks.view import View
 
+OF_A_GPU = Speed(1e14, 1e14)
+"""What runs there are measured by: those before and the one to come alike, so that it cancels out."""
 CALL = 6e-4
 """Seconds of calling a layer, whatever it computes."""
 MOVING = 1e10
@@ -93,7 +95,7 @@ class Experience:
         return Expected(found.host, found.device, found.disk, found.passing, found.certain, tuple(found.lost))
 
     def time(self, name: str) -> Time:
-        """Of a stage or packaged model that is to be built. The first time on a machine its speed is measured."""
+        """Of a stage or packaged model that is to be built. What is not known of this machine's speed is timed."""
         try:
             found = self._foreseen(name)
         except (Unknown, UserError):
@@ -102,12 +104,26 @@ class Experience:
         runs = self._runs(kind, found.parameters)
         if not runs and (self.view.study.execution.gpus or kind == "model"):  # which a network brings
             return Time()
-        ratios = [
-            run["seconds"] / _seconds(Work(**run["foreseen"]["work"]), run["foreseen"]["precision"], run["threads"])
-            for run in runs
+        alone = self._alone(found.work, found.precision, threads(self.view.study.execution.threads))
+        before = [
+            self._alone(Work(**run["foreseen"]["work"]), run["foreseen"]["precision"], run["threads"]) for run in runs
         ]
-        alone = _seconds(found.work, found.precision, threads(self.view.study.execution.threads))
+        if alone is None or None in before:
+            return Time()
+        ratios = [run["seconds"] / reckoned for run, reckoned in zip(runs, before, strict=True)]
         return Time(alone * (median(ratios) if ratios else 1.0), len(ratios))
+
+    def _alone(self, work: Work, precision: str, threads: int) -> float | None:
+        """Seconds by this machine's speed alone; None where that is not known."""
+        computed = 0.0
+        if work.operations or work.trained:
+            here = OF_A_GPU if self.view.study.execution.gpus else speed(precision, threads)
+            if here is None:
+                return None
+            computed = AROUND * (work.operations / here.reading + work.trained / here.training)
+        begins = NOTHING + BEGINNING * (work.loaded > 0) + TRAINING_BEGINS * (work.trained > 0)
+        brought = work.moved / MOVING + work.loaded / LOADING
+        return begins + computed + brought + work.launched * CALL + work.scored * SCORING
 
     def to_record(self, name: str) -> dict[str, Any]:
         """What is kept of the reckoning beside what was measured; nothing where nothing could be said."""
@@ -166,17 +182,6 @@ class Experience:
                     if _is_of_today(run) and all(run[key] == value for key, value in here.items()):
                         self._past[kind].append({**run, "metrics": record["metrics"], "payload": record["payload"]})
         return self._past[kind]
-
-
-def _seconds(work: Work, precision: str, threads: int) -> float:
-    """By this machine's speed alone."""
-    begins = NOTHING + BEGINNING * (work.loaded > 0) + TRAINING_BEGINS * (work.trained > 0)
-    computed = 0.0
-    if work.operations or work.trained:
-        here = speed(precision, threads)
-        computed = AROUND * (work.operations / here.reading + work.trained / here.training)
-    brought = work.moved / MOVING + work.loaded / LOADING
-    return begins + computed + brought + work.launched * CALL + work.scored * SCORING
 
 
 def _changed(path: Path) -> float:

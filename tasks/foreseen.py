@@ -38,7 +38,8 @@ HEAP, MAPPED = 1.9, 32 * 2**20
 """Bytes of a host's process to a byte of activations in small blocks: the C library keeps those in heaps, between blocks of
 other sizes. The larger they are the less lies between them, and those of `MAPPED` bytes are given back whole."""
 TILE, TOKENS, ALL_COLUMNS = 8, 4096, 32_768
-"""Copies in fp32 that TRL's head makes of a tile of logits, and the most positions and, on GPUs, columns that one has."""
+"""Copies in fp32 that TRL's head makes of a tile of logits on a processor, the most positions of one, and its columns on GPUs,
+where kernels work on the one copy."""
 DRAWN = 28
 """Bytes to each logit that a token is drawn by: in fp32 and, sorted and summed, in double precision."""
 SIDE_BY_SIDE = 2.8
@@ -141,8 +142,9 @@ class Reckoning:
 
     def tile(self, positions: float, shape: Shape) -> float:
         """Bytes of the logits of so many positions that are in memory where only log-probabilities are asked for."""
-        columns = min(ALL_COLUMNS if self.execution.gpus else footprint.COLUMNS, shape.vocabulary)
-        one = 4 * min(positions, TOKENS) * columns
+        if self.execution.gpus:
+            return 4 * min(positions, TOKENS) * min(ALL_COLUMNS, shape.vocabulary)
+        one = 4 * min(positions, TOKENS) * min(footprint.COLUMNS, shape.vocabulary)
         return self.in_blocks(TILE * one, one)
 
     def compute(self, work: Work) -> None:
@@ -246,13 +248,18 @@ class Reckoning:
         precision = precision_of(reward)
         width = read.prompt + read.tokens / max(read.each, 1)
         longest = read.longest_prompt + read.longest_answer
-        batch = min(self.execution.rows, answers, self._at_once(shape, longest)) * longest
+        rows = min(self.execution.rows, answers)
+        if not isinstance(reward.entry, Coherence):
+            rows = min(rows, self._at_once(shape, longest))
+        batch = rows * longest
+        by_token = isinstance(reward.entry, AutoregressiveRewardModel)
         passed = self.in_blocks(footprint.passed(shape, batch, precision), 4 * batch * shape.inner)
         self.meet_shapes(precision)
-        self.hold(beside + self.load(reward), passed)
+        self.hold(beside + self.load(reward), passed + by_token * self.tile(rows * read.longest_answer, shape))
         passes = answers / min(self.execution.rows, self._at_once(shape, width))
-        predicted = read.rows * read.tokens if isinstance(reward.entry, AutoregressiveRewardModel) else 0.0
-        self.compute(self._reading(shape, precision, answers * width, predicted, passes, width))
+        self.compute(
+            self._reading(shape, precision, answers * width, by_token * read.rows * read.tokens, passes, width)
+        )
         return None
 
     def read(self, model: Artifact, read: Texts, *, beside: float = 0.0, times: float = 1.0) -> None:

@@ -68,9 +68,7 @@ def _fit(r: Reckoning, stage: Artifact, entry: Any, texts: Texts) -> None:
 
 def _learn(r: Reckoning, stage: Artifact, entry: Any, texts: Texts, *, beside: float = 0.0) -> None:
     """Training on the log-probabilities of answers that stand side by side behind their prompt."""
-    train(
-        r, entry, stage.start, texts.rows, *texts.side_by_side(), predicted=texts.most_answered, beside=beside
-    )  # fmt: skip
+    train(r, entry, stage.start, texts.rows, *texts.side_by_side(), predicted=texts.most_answered, beside=beside)
 
 
 def _reward_model(r: Reckoning, stage: Artifact, entry: Any) -> None:

@@ -32,7 +32,7 @@ class Record:
         }
 
     def end(self, result: Result, out: Path, seconds: float, foreseen: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The record, once the body is done. `foreseen` is what a plan told of the stage beforehand."""
+        """The record, once the body is done. `foreseen` is what was reckoned of the stage beforehand."""
         execution = self.view.study.execution
         return {
             "payload": self.work.payload,

@@ -37,7 +37,6 @@ def train(
     precision = "fp32" if rank is None else precision_of(start)
     processes = r.execution.training_processes
     micro = r.execution.micro(max(1, entry.batch_size // processes) * each)
-    r.found.precision = precision
     own = shape.parameters if rank is None else footprint.adapter(shape, rank)
     trained = own + head
     held = beside + footprint.weights(shape, precision, four_bits=quantised)
@@ -57,16 +56,16 @@ def train(
     passes = math.ceil(entry.epochs * rows * each / micro / processes)
     width = footprint.padded(widths, max(1, micro // each)) * sequences
     positions = entry.epochs * rows * each * width
-    most = predicted
-    predicted = positions * min(1.0, most / max(sequences * longest, 1.0))
+    projected = positions * min(1.0, predicted / max(sequences * longest, 1.0))
     times = (3 if rank is None else 2) + (1 if recomputed else 0)
-    once = footprint.forward(shape, positions, predicted, span=width / sequences / 2)
-    rehearsed = footprint.forward(shape, micro * sequences * longest, micro * most, span=longest / 2)
+    once = footprint.forward(shape, positions, projected, span=width / sequences / 2)
+    rehearsed = footprint.forward(shape, micro * sequences * longest, micro * predicted, span=longest / 2)
+    at_once = processes if r.execution.gpus else 1  # those on a processor share its threads
     calls = 3 if rank is None else 6  # a layer with adapters is three layers' calls
     r.compute(
         Work(
-            operations=(reference * once + rehearsed) / processes,
-            trained=times * once / processes,
+            operations=reference * once / at_once + rehearsed,
+            trained=times * once / at_once,
             launched=passes * shape.layers * (calls + (2 if reference else 0)),
             moved=passes * 3 * footprint.weights(shape, precision),
         )

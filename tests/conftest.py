@@ -21,6 +21,7 @@ settings.load_profile("alignflow")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="alignflow-hf-")
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "alignflow-tests-cache")
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="alignflow-prefect-")
 os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
 for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "ALIGNFLOW_HOME", "PREFECT_PROFILE"):

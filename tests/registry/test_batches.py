@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import tiny
 import torch
@@ -36,6 +39,20 @@ def test_a_pass_on_a_processor_holds_no_more_positions_than_it_reads_fast(
     monkeypatch.setattr(footprint, "IN_HAND", 4 * 64 * 20)
     assert module.at_once(64) == 20
     assert list(batches([9, 6, 9, 5, 1, 99], [1] * 6, 64, model)) == [[5], [0, 2], [1, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("widths", "inner"),
+    [({"intermediate_size": 48}, 48), ({"intermediate_size": [48, 96]}, 96), ({"n_inner": None, "hidden_size": 8}, 32)],
+)
+def test_layers_are_as_wide_as_the_widest_feed_forward_part(widths: dict[str, Any], inner: int) -> None:
+    assert module._inner(SimpleNamespace(**widths)) == inner
+
+
+def test_a_gpu_reads_all_that_was_asked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footprint, "IN_HAND", 1)
+    gpu = SimpleNamespace(device=torch.device("cuda"))
+    assert list(batches([9, 9, 9], [1] * 3, 3, gpu)) == [[0, 1, 2]]
 
 
 def test_passes_change_no_log_probability(model, monkeypatch: pytest.MonkeyPatch) -> None:

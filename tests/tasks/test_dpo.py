@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from stages import apart, weights
 from textbook import LORA, answer_ids, log_probs, prompt_ids
 from tiny import PAIRS
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from trl.trainer import utils as trl_head
 
+from registry.methods.footprint import COLUMNS
 from specs.problems import UserError
 from tasks import own_samples, train_dpo
 from tasks.view import View
@@ -103,6 +106,25 @@ def own(tmp_path: Path, models: Path) -> Study:
         return stages.study(folder, OWN.format(model=models / model, fields=fields))
 
     return view
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the head is set for processors")
+def test_trl_projects_what_has_a_label_alone_for_its_own_trainers_too(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four pairs in one pass the 71 tokens of their answers, of 8 times 52 positions."""
+    monkeypatch.setattr(trl_head, "_use_triton", lambda device: False)  # as it comes, whatever other tests set
+    monkeypatch.setattr(trl_head, "_CHUNKED_LOGPROB_CHUNK_SIZE", 32_768)
+    given: list[tuple[int, int]] = []
+    original = trl_head._ChunkedLogProbFunction.apply
+
+    def apply(hidden: torch.Tensor, *rest: Any) -> Any:
+        given.append((len(hidden), rest[4]))
+        return original(hidden, *rest)
+
+    monkeypatch.setattr(trl_head, "_ChunkedLogProbFunction", SimpleNamespace(apply=apply))
+    train(f"beta: 0.1, {LORA}")
+    assert set(given) == {(71, COLUMNS)}
 
 
 def model(folder: Path, *adapters: stages.Built) -> Any:

@@ -48,7 +48,8 @@ def record(folder: Path, name: str, seconds: float, kind: str = "sample", **chan
     work = changes.pop("work", ten)
     run = {
         "host": socket.gethostname(), "device": "cpu", "threads": 1, "seconds": seconds,
-        "foreseen": {"work": asdict(work), "parameters": changes.pop("parameters", 1e4), "precision": "fp32"},
+        "foreseen": {"work": asdict(work), "parameters": changes.pop("parameters", 1e4),
+                     "precision": changes.pop("precision", "fp32")},
     }  # fmt: skip
     metrics = {"tokens_per_response": changes.pop("tokens", 16.0)}
     payload = {"spec": {"max_new_tokens": 16}}
@@ -59,16 +60,49 @@ def record(folder: Path, name: str, seconds: float, kind: str = "sample", **chan
 
 def alone(known: Experience) -> float:
     """Seconds of the stage by the processor's speed alone."""
-    return experience._seconds(known._foreseen("rolls").work, "fp32", 1)
+    found = known._alone(known._foreseen("rolls").work, "fp32", 1)
+    assert found is not None
+    return found
 
 
 def test_without_an_earlier_run_the_time_is_by_the_speed_of_the_processor(folder: Path) -> None:
     assert learnt(folder).time("rolls") == Time(alone(learnt(folder)), 0)
     before, a_second = experience.NOTHING + experience.BEGINNING, 1e11 / experience.AROUND
     read, trained = Work(operations=a_second, loaded=1.0), Work(trained=a_second, loaded=1.0)
-    assert experience._seconds(read, "fp32", 1) == pytest.approx(before + 1, rel=1e-6)
-    assert experience._seconds(read, "fp32", 2) == pytest.approx(before + 0.5, rel=1e-6)
-    assert experience._seconds(trained, "fp32", 1) == pytest.approx(before + experience.TRAINING_BEGINS + 2, rel=1e-6)
+    assert learnt(folder)._alone(read, "fp32", 1) == pytest.approx(before + 1, rel=1e-6)
+    assert learnt(folder)._alone(read, "fp32", 2) == pytest.approx(before + 0.5, rel=1e-6)
+    assert learnt(folder)._alone(trained, "fp32", 1) == pytest.approx(before + experience.TRAINING_BEGINS + 2, rel=1e-6)
+
+
+def test_no_processor_is_timed_for_a_study_on_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(experience, "speed")
+    text = (folder / "s.yaml").read_text().replace("{threads: 1}", "{gpus: 1}")
+    (folder / "s.yaml").write_text(text)
+    assert learnt(folder).time("rolls") == Time(None, 0)
+    record(folder, "a", 30.0, device="1 GPU")
+    known = learnt(folder)
+    work = Work(operations=(10 - experience.NOTHING) * 1e11 / experience.AROUND)
+    reckoned = known._alone(work, "fp32", 1)
+    assert reckoned is not None
+    expected = 30.0 / reckoned * alone(known)
+    assert known.time("rolls") == Time(pytest.approx(expected), 1)
+
+
+def test_where_no_processor_can_be_timed_nothing_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experience, "speed", lambda precision, threads: None)
+    record(folder, "a", 30.0)
+    assert learnt(folder).time("rolls") == Time(None, 0)
+
+
+def test_each_run_is_measured_by_the_speed_of_its_own_precision_and_threads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {("fp32", 1): 1e11, ("bf16", 4): 4e11}
+    monkeypatch.setattr(experience, "speed", lambda *of: Speed(speeds[of], 1.0))
+    record(folder, "a", 30.0, precision="bf16", threads=4)  # four times the speed: of work that took 10 s, 2.5
+    known = learnt(folder)
+    reckoned = experience.NOTHING + (10 - experience.NOTHING) / 4
+    assert known.time("rolls") == Time(pytest.approx(30.0 / reckoned * alone(known)), 1)
 
 
 def test_a_kind_that_took_three_times_as_long_as_reckoned_will_again(folder: Path) -> None:

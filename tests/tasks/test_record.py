@@ -27,7 +27,7 @@ def test_it_begins_before_the_build_and_names_all_that_was_given(tmp_path: Path,
     again = Record(view, view.work("pairs"), scratch, 2)
     machine = {"processor": "Abacus"}
     first, second = (
-        record.end(Result({"pairs": 3.0}, machine), out, 1.23456, {"seconds": 2.0}) for record in (fresh, again)
+        record.end(Result({"pairs": 3.0}, machine), out, 1.23456, {"host_bytes": 2}) for record in (fresh, again)
     )
     assert [(r["provenance"]["attempt"], r["provenance"]["resumed"]) for r in (first, second)] == [
         (1, False),
@@ -41,4 +41,4 @@ def test_it_begins_before_the_build_and_names_all_that_was_given(tmp_path: Path,
     assert list(first["leaves"]) == ["both", "gold", "mine"]
     assert first["leaves"]["mine"] == {"target": "mine:score", "sha256": view.facts["mine"].identity["sha256"]}
     assert first["metrics"] == {"pairs": 3.0}
-    assert origin["foreseen"] == {"seconds": 2.0}
+    assert origin["foreseen"] == {"host_bytes": 2}
