@@ -38,8 +38,8 @@ def with_log_probs(model: Any) -> Any:
 def set_head() -> None:
     """Sets TRL's head for processors; its trainers go by this too. As it comes it leaves out positions without a label on GPUs
     alone, so that prompts are projected as well, and its tiles of 32,768 columns are blocks so large that the C library
-    fetches their memory anew for each. Training SmolLM2-135M by RRHF on six answers to each of 8 prompts took 67 s and 4.5 GB so, and 51 s
-    and 3.2 GB as set here."""
+    fetches their memory anew for each. Training SmolLM2-135M by RRHF on six answers to each of 8 prompts took 67 s and
+    4.5 GB so, and 51 s and 3.2 GB as set here."""
     if not torch.cuda.is_available():
         trl_head._use_triton = lambda device: True
         trl_head._CHUNKED_LOGPROB_CHUNK_SIZE = COLUMNS
