@@ -1,14 +1,20 @@
-"""What this machine has: memory, disk, GPUs. No torch: the planner asks."""
+"""What this machine has: memory, disk, GPUs, which processor. No torch: the planner asks."""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shutil
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from registry import nvidia
+
+INSTRUCTIONS = re.compile(r"avx.*|amx.*|fma|f16c|asimd\w*|sve\w*|bf16|i8mm")
+"""Of a processor's flags those that choose a kernel, and with it an order of rounding."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,18 @@ def threads(asked: int | None) -> int:
     """Of a stage's process: `execution.threads`, else what OMP_NUM_THREADS says, else the cores that this process may use."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     return asked or (int(told) if told.isdecimal() else 0) or len(os.sched_getaffinity(0))
+
+
+def processor() -> dict[str, Any]:
+    """Linux tells it in `/proc/cpuinfo`, once for each core; elsewhere there is what Python knows."""
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+    except OSError:
+        first = ""
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    flags = (told.get("flags") or told.get("Features") or "").split()
+    name = told.get("model name") or platform.processor() or platform.machine()
+    return {"processor": name, "instructions": sorted(flag for flag in flags if INSTRUCTIONS.fullmatch(flag))}
 
 
 def _memory() -> dict[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import socket
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+
+from registry.machine import processor
 
 WAY = 1
 """Of timing: what was timed in another way is timed anew."""
@@ -35,7 +36,7 @@ class Speed:
 def speed(precision: str, threads: int) -> Speed | None:
     """Timed, and kept for this user, machine, processor and torch. None where it cannot be timed."""
     kept = _folder() / f"{socket.gethostname()}-{precision}-{threads}.json"
-    of = {"way": WAY, "torch": version("torch"), "processor": _processor()}
+    of = {"way": WAY, "torch": version("torch"), "processor": processor()["processor"]}
     with suppress(OSError, ValueError, TypeError, KeyError):
         known = json.loads(kept.read_bytes())
         if known["of"] == of:
@@ -56,10 +57,3 @@ def speed(precision: str, threads: int) -> Speed | None:
 def _folder() -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(caches) / "alignflow" / "speed"
-
-
-def _processor() -> str:
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return platform.machine()

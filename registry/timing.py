@@ -22,7 +22,6 @@ from registry.methods import footprint
 
 SECONDS, LEAST = 2.0, 3
 ROWS, TOKENS = 8, 64
-RANK = 16
 
 
 def main(precision: str, threads: int) -> dict[str, float]:
@@ -33,7 +32,9 @@ def main(precision: str, threads: int) -> dict[str, float]:
         hidden_size=576, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=9, num_key_value_heads=3,
         vocab_size=1,
     )  # fmt: skip
-    layers: Any = get_peft_model(LlamaModel(config).to(dtype), LoraConfig(r=RANK, target_modules="all-linear"))
+    bare = LlamaModel(config).to(dtype)
+    linear = sum(weight.numel() for weight in bare.layers.parameters() if weight.ndim > 1)
+    layers: Any = get_peft_model(bare, LoraConfig(r=16, target_modules="all-linear"))
     texts = torch.randn(ROWS, TOKENS, config.hidden_size, dtype=dtype)
 
     def passed(inputs: Tensor) -> Tensor:
@@ -44,10 +45,9 @@ def main(precision: str, threads: int) -> dict[str, float]:
     def trained() -> None:
         passed(texts.clone().requires_grad_()).sum().backward()
 
-    maps = [m for m in layers.modules() if type(m) is torch.nn.Linear and RANK not in m.weight.shape]
     shape = footprint.Shape(
-        parameters=0, linear=sum(m.weight.numel() for m in maps), ends=sum(sum(m.weight.shape) for m in maps),
-        layers=8, width=576, inner=1536, queries=576, keys=192, vocabulary=1,
+        parameters=0, linear=linear, ends=0, layers=config.num_hidden_layers, width=config.hidden_size,
+        inner=config.intermediate_size, queries=config.hidden_size, keys=192, vocabulary=config.vocab_size,
     )  # fmt: skip
     once = footprint.forward(shape, ROWS * TOKENS, span=TOKENS / 2)
     with torch.no_grad():

@@ -6,20 +6,17 @@ otherwise, and so draws other answers.
 from __future__ import annotations
 
 import os
-import platform
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from registry import nvidia
+from registry.machine import processor
 from specs.problems import without_password
 from tasks.job import Job, Result
 from tasks.threads import use_threads
 
-INSTRUCTIONS = re.compile(r"avx.*|amx.*|fma|f16c|asimd\w*|sve\w*|bf16|i8mm")
-"""Of a processor's flags those that choose a kernel, and with it an order of rounding."""
 VARIABLES = re.compile(
     r"(OMP|KMP|MKL|OPENBLAS|DNNL|ONEDNN|ATEN|CUDA|CUBLAS|NVIDIA|NCCL|TORCH|PYTORCH|TRANSFORMERS|ALIGNFLOW)_\w+"
     r"|PYTHONHASHSEED|HF_HUB_OFFLINE"
@@ -37,7 +34,7 @@ def machine() -> dict[str, Any]:
     """See the module. Of a process that sees GPUs, also those."""
     lines = [line for line in torch.__config__.show().splitlines() if re.search("Math Kernel|MKL-DNN|OpenMP", line)]
     found: dict[str, Any] = {
-        **_processor(),
+        **processor(),
         "torch": {
             "threads": torch.get_num_threads(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -61,18 +58,6 @@ def machine() -> dict[str, Any]:
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
         }
     return found
-
-
-def _processor() -> dict[str, Any]:
-    """Linux tells it in `/proc/cpuinfo`, once for each core; elsewhere there is what Python knows."""
-    try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
-    except OSError:
-        first = ""
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-    flags = (told.get("flags") or told.get("Features") or "").split()
-    name = told.get("model name") or platform.processor() or platform.machine()
-    return {"processor": name, "instructions": sorted(flag for flag in flags if INSTRUCTIONS.fullmatch(flag))}
 
 
 def _driver() -> str | None:

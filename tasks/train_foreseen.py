@@ -60,12 +60,12 @@ def train(
     times = (3 if rank is None else 2) + (1 if recomputed else 0)
     once = footprint.forward(shape, positions, projected, span=width / sequences / 2)
     rehearsed = footprint.forward(shape, micro * sequences * longest, micro * predicted, span=longest / 2)
-    at_once = processes if r.execution.gpus else 1  # those on a processor share its threads
+    apart = processes // together  # those on a processor share its threads
     calls = 3 if rank is None else 6  # a layer with adapters is three layers' calls
     r.compute(
         Work(
-            operations=reference * once / at_once + rehearsed,
-            trained=times * once / at_once,
+            operations=reference * once / apart + rehearsed,
+            trained=times * once / apart,
             launched=passes * shape.layers * (calls + (2 if reference else 0)),
             moved=passes * 3 * footprint.weights(shape, precision),
         )

@@ -120,12 +120,7 @@ def forward(shape: Shape, positions: float, predicted: float = 0.0, *, span: flo
     positions give logits, and each sees `span` others. Narrow matrices are counted for the time that they take."""
     seen = 4 * shape.queries * span * shape.layers
     operations = positions * (2 * shape.linear + seen) + 2 * predicted * shape.vocabulary * shape.width
-    return operations * narrowness(shape)
-
-
-def narrowness(shape: Shape) -> float:
-    """How much longer an operation takes than one of wide matrices."""
-    return 1 + NARROW / shape.width
+    return operations * (1 + NARROW / shape.width)
 
 
 def padded(lengths: Sequence[float], batch: int) -> float:
