@@ -248,18 +248,17 @@ class Reckoning:
         precision = precision_of(reward)
         width = read.prompt + read.tokens / max(read.each, 1)
         longest = read.longest_prompt + read.longest_answer
-        rows = min(self.execution.rows, answers)
+        most = float(self.execution.rows)
         if not isinstance(reward.entry, Coherence):
-            rows = min(rows, self._at_once(shape, longest))
+            most = min(most, self._at_once(shape, longest))
+        rows = min(most, answers)
         batch = rows * longest
         by_token = isinstance(reward.entry, AutoregressiveRewardModel)
         passed = self.in_blocks(footprint.passed(shape, batch, precision), 4 * batch * shape.inner)
         self.meet_shapes(precision)
         self.hold(beside + self.load(reward), passed + by_token * self.tile(rows * read.longest_answer, shape))
-        passes = answers / min(self.execution.rows, self._at_once(shape, width))
-        self.compute(
-            self._reading(shape, precision, answers * width, by_token * read.rows * read.tokens, passes, width)
-        )
+        predicted = by_token * read.rows * read.tokens
+        self.compute(self._reading(shape, precision, answers * width, predicted, answers / most, width))
         return None
 
     def read(self, model: Artifact, read: Texts, *, beside: float = 0.0, times: float = 1.0) -> None:
