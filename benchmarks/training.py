@@ -122,7 +122,7 @@ def _side(name: str, kind: str, folder: str) -> None:
     """One side in a process of its own: prints seconds, bytes and the last loss."""
     import peft  # noqa: F401  (imported on both sides before the clock starts)
     import torch
-    import trl  # noqa: F401
+    import trl  # noqa: F401  (likewise)
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     began = time.perf_counter()

@@ -43,7 +43,7 @@ from tasks.view import View
 @flow(
     name=sweeping.FLOW,
     flow_run_name="{study.name}",
-    task_runner=ThreadPoolTaskRunner(max_workers=8),  # type: ignore[arg-type]
+    task_runner=ThreadPoolTaskRunner(max_workers=8),  # type: ignore[arg-type]  # its type is a runner of any result's
     validate_parameters=True,
 )
 def align(study: Study, folder: str = ".", offline: bool = False, force: list[str] | None = None) -> Any:

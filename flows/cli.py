@@ -19,8 +19,8 @@ garbage.disable()  # imports make much and free nothing; `run` switches it on ag
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # 20 ms of looking for plug-ins we do not use
 
 from flows import commands  # noqa: E402  (after the line above)
-from flows.options import OPTIONS  # noqa: E402
-from specs.problems import Problem, SpecError, UnfitError, UserError  # noqa: E402
+from flows.options import OPTIONS  # noqa: E402  (likewise)
+from specs.problems import Problem, SpecError, UnfitError, UserError  # noqa: E402  (likewise)
 
 Arguments = argparse.Namespace
 

@@ -46,7 +46,7 @@ def families(stages: Mapping[str, Stage], policies: Sequence[str]) -> Iterator[F
         entry, (name, _, inner) = stages[policy], policy.partition("[")
         swept = dict(part.split("=", 1) for part in inner.removesuffix("]").split(",") if "=" in part)
         if getattr(entry, "rounds", 1) > 1:
-            swept["round"] = str(entry.round)  # type: ignore[attr-defined]
+            swept["round"] = str(entry.round)  # type: ignore[attr-defined]  # those with rounds have one
         for field, text in swept.items():
             if field != "seed" and (value := _number(text)) is not None:
                 others = tuple((k, v) for k, v in swept.items() if k != field)

@@ -95,7 +95,7 @@ def _promoted(chosen: Candidate, run: FlowRun, place: str | None, patience: floa
         if isinstance(decided, str):
             return _refused(chosen, [decided])
         tags["alignflow.approved_by"] = decided.name
-    registered: Registered = _register(quote(tracker), quote(chosen), tags)  # type: ignore[call-overload]
+    registered: Registered = _register(quote(tracker), quote(chosen), tags)  # type: ignore[call-overload]  # quoted values
     page = f"{tracker.url(tracker.parent).split('/#/')[0]}/#/models/{registered.name}/versions/{registered.version}"
     with suppress(Exception):  # the alias has moved: a page without its link does not undo that
         create_link_artifact(page, link_text=f"{registered.name}, version {registered.version}", key="version")

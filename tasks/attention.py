@@ -50,7 +50,7 @@ def _grouped(
     rows, heads, queries, size = query.shape
     simple = settings.get("softcap") is None and settings.get("position_bias") is None
     if queries == 1 or groups == 1 or attention_mask is None or attention_mask.shape[1] != 1 or not simple:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]  # transformers tells no type
     if _Wide.mask is not attention_mask:
         _Wide.mask, _Wide.wide = attention_mask, attention_mask.repeat(1, 1, groups, 1)
     found = scaled_dot_product_attention(

@@ -94,7 +94,7 @@ def install(model: nn.Module, experts: Sequence[Update]) -> RowWeights:
         both = torch.cat([weight, B], dim=1)
         own = both[:, : weight.shape[1]]
         linear.weight.data = own.T if isinstance(linear, Conv1D) else own
-        linear.forward = _forward(handle, layout, A, both, linear.bias)  # type: ignore[method-assign]
+        linear.forward = _forward(handle, layout, A, both, linear.bias)  # type: ignore[method-assign]  # for as long as the rows are drawn
         handle._adapted.append(linear)
     return handle
 

@@ -98,7 +98,7 @@ def _solution(n: int, beta: float, points: int, *, rising: bool) -> tuple[Array,
     def reached(x: float, state: Array) -> float:
         return float(x**n * state[0] ** (n - 1) / strength - 1)
 
-    reached.terminal = True  # type: ignore[attr-defined]
+    reached.terminal = True  # type: ignore[attr-defined]  # an attribute of a function
     furthest = max(1.0, 2 * strength) ** (1 / n)  # g >= e^{-1/2} from x = 1 on
     with np.errstate(over="ignore", invalid="ignore"):  # a trial step too far is taken back
         found = solve_ivp(
